@@ -1,0 +1,53 @@
+"""What is run: a block, its example inputs and the call that joins them."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import Entry, Extent, Inputs
+
+
+def make_inputs(
+    entry: Entry,
+    config: dict[str, Any],
+    extent: Extent,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Inputs:
+    """Normal random inputs of the entry's layout, by the name of the forward call's argument."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        if device == "meta":
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+
+    with torch.device(device):
+        return entry.inputs(random, extent, entry.bind(**config))
+
+
+def call(block: nn.Module, inputs: Inputs) -> Any:
+    """Run the block; keyword-only arguments of its forward go by keyword."""
+    parameters = inspect.signature(block.forward).parameters
+    keywords = {
+        name: value
+        for name, value in inputs.items()
+        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return block(*(value for name, value in inputs.items() if name not in keywords), **keywords)
+
+
+def tensors(*values: Any) -> Iterator[Tensor]:
+    """All tensors of nested lists, tuples and dicts."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from tensors(*value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from tensors(*value)

@@ -1,0 +1,3 @@
+"""The table of contents: importing a block's file registers it."""
+
+from . import se as se

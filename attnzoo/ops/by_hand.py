@@ -1,0 +1,105 @@
+"""Functions with a hand-written backward beside their plain form, and the one place that picks.
+
+The plain form is the specification. It serves every mode that looks inside a function: tracing,
+compilation, export, `torch.func` transforms, forward-mode derivatives and second derivatives.
+The hand-written pair serves ordinary eager calls, where it saves passes over memory.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_Outputs = Tensor | tuple[Tensor, ...]
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Within it, this thread computes every plain form: for counters, exporters and tests."""
+    before = getattr(_local, "plain", False)
+    _local.plain = True
+    try:
+        yield
+    finally:
+        _local.plain = before
+
+
+class ByHand:
+    """A function of tensors and constants with a forward and a backward of its own.
+
+    Args:
+        plain: `plain(*args) -> outputs`, ordinary torch; what the pair must equal.
+        forward: `forward(*args) -> (outputs, saved)`, run without a graph; `saved` is a tuple of
+            tensors for the backward pass (the arguments are kept anyway).
+        backward: `backward(needs, args, saved, *grads) -> gradients`, one for each argument, None
+            where `needs` is False or the argument is no tensor.
+    """
+
+    def __init__(
+        self,
+        plain: Callable[..., _Outputs],
+        forward: Callable[..., tuple[_Outputs, tuple[Tensor, ...]]],
+        backward: Callable[..., tuple[Tensor | None, ...]],
+    ) -> None:
+        self.plain, self.forward, self.backward = plain, forward, backward
+
+    def __call__(self, *args: Any) -> Any:
+        if _looked_into(args):
+            return self.plain(*args)
+        if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
+            return _Pair.apply(self, *args)
+        return self.forward(*args)[0]
+
+
+def _looked_into(args: tuple[Any, ...]) -> bool:
+    """Whether this call must be ordinary torch operations, seen one by one."""
+    if (
+        torch.compiler.is_compiling()
+        or getattr(_local, "plain", False)
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return True
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    floating = [t for t in tensors if t.is_floating_point()]
+    return (
+        any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
+        or any(t.dtype != floating[0].dtype for t in floating)
+        or any(torch.is_autocast_enabled(t.device.type) for t in floating[:1])
+    )
+
+
+class _Pair(torch.autograd.Function):
+    """Ties a `ByHand` pair into the graph; a second derivative goes through the plain form."""
+
+    @staticmethod
+    def forward(ctx: Any, pair: ByHand, *args: Any) -> Any:
+        outputs, saved = pair.forward(*args)
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        ctx.pair, ctx.split = pair, len(tensors)
+        ctx.constants = [None if isinstance(a, Tensor) else a for a in args]
+        ctx.where = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+        ctx.save_for_backward(*tensors, *saved)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        tensors, saved = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        args = list(ctx.constants)
+        for i, tensor in zip(ctx.where, tensors, strict=True):
+            args[i] = tensor
+        needs = ctx.needs_input_grad[1:]
+        if not torch.is_grad_enabled():
+            return None, *ctx.pair.backward(needs, tuple(args), saved, *grads)
+        outputs = ctx.pair.plain(*args)
+        wanted = [a for a, need in zip(args, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True)
+        )
+        return None, *(next(found) if need else None for need in needs)

@@ -1,0 +1,201 @@
+"""Authors' weights into our blocks: by their own key names, checked key by key."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .registry import Entry, KeyMap, build, find
+
+
+class _Match(NamedTuple):
+    """How a state dict fits one naming under one prefix."""
+
+    prefix: str
+    keys: dict[str, str]  # ours -> theirs, prefix included
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    @property
+    def faults(self) -> int:
+        return 2 * len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+
+def from_upstream(
+    name: str,
+    state_dict: Mapping[str, Tensor],
+    *args: Any,
+    prefix: str | None = None,
+    **config: Any,
+) -> nn.Module:
+    """Build a block and load the authors' own weights into it.
+
+    Args:
+        name: a name of `attnzoo.names()`.
+        state_dict: tensors by the authors' key names (any of the namings the block knows, or
+            ours); or a whole checkpoint, the block's keys under one prefix and others beside it.
+        *args: the channels `c`, by position.
+        prefix: which of several matching prefixes to take (`"layer1.0.se"`); "" is the root.
+        **config: the block's keywords.
+
+    Returns:
+        The block in the default dtype, in training mode, as `build` returns it.
+
+    Raises:
+        ValueError: keys are missing, unexpected or of another shape, or several prefixes match;
+            the message names them.
+        TypeError: `state_dict` is no mapping of str to Tensor.
+    """
+    entry = find(name)
+    _check(state_dict)
+    block = build(name, *args, **config)
+    own = block.state_dict()
+    if not own:
+        return block
+    match = _best(entry, own, state_dict, prefix)
+    if not match.fits:
+        raise ValueError(_complaint(entry, match))
+    block.load_state_dict(
+        {
+            ours: state_dict[match.keys[ours]].reshape(tensor.shape)
+            if ours in match.keys
+            else tensor  # a counter that old checkpoints lack
+            for ours, tensor in own.items()
+        }
+    )
+    return block
+
+
+def upstream_keys(name: str, block: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our parameter and buffer names to the authors' keys that were found in `state_dict`."""
+    own = block.state_dict()
+    return _best(find(name), own, state_dict, None).keys if own else {}
+
+
+def _check(state_dict: Mapping[str, Tensor]) -> None:
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict must map names to tensors, not be a {type(state_dict).__name__}; "
+            "of a module, take module.state_dict()"
+        )
+    for key, value in state_dict.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise TypeError(
+                f"state_dict[{key!r}] is a {type(value).__name__}, not a Tensor; where a "
+                "checkpoint nests its weights, pass the inner mapping"
+            )
+
+
+def _best(
+    entry: Entry, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str | None
+) -> _Match:
+    """The one match that fits, else the nearest; several that fit raise."""
+    tried = [
+        _match(naming, own, state_dict, candidate)
+        for naming in (*entry.upstream, {})
+        for candidate in _prefixes(naming, own, state_dict, prefix)
+    ]
+    fitting = list({m.prefix: m for m in reversed(tried) if m.fits}.values())
+    if len(fitting) > 1:
+        found = ", ".join(repr(m.prefix) for m in sorted(fitting))
+        raise ValueError(
+            f"{len(fitting)} places of state_dict hold the weights of a {entry.name!r}: {found}; "
+            "pick one with prefix="
+        )
+    return fitting[0] if fitting else min(tried, key=lambda m: m.faults)
+
+
+def _prefixes(
+    naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], given: str | None
+) -> list[str]:
+    if given is not None:
+        return [given if not given or given.endswith(".") else f"{given}."]
+    ends = {_theirs(naming, ours) for ours in own if not _is_counter(ours)}
+    return sorted(
+        {""}
+        | {
+            key[: len(key) - len(end)]
+            for end in ends
+            for key in state_dict
+            if key.endswith(f".{end}")
+        }
+    )
+
+
+def _match(
+    naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str
+) -> _Match:
+    expected = {ours: prefix + _theirs(naming, ours) for ours in own}
+    keys = {ours: theirs for ours, theirs in expected.items() if theirs in state_dict}
+    idle = [_pattern(theirs) for theirs, ours in naming.items() if ours is None]
+    taken = set(expected.values())
+    return _Match(
+        prefix=prefix.removesuffix("."),
+        keys=keys,
+        missing=[
+            theirs
+            for ours, theirs in expected.items()
+            if ours not in keys and not _is_counter(ours)
+        ],
+        unexpected=[
+            key
+            for key in state_dict
+            if key.startswith(prefix)
+            and key not in taken
+            and not any(pattern.match(key[len(prefix) :]) for pattern in idle)
+        ],
+        misshaped=[
+            f"{theirs} of shape {tuple(state_dict[theirs].shape)} for {tuple(own[ours].shape)}"
+            for ours, theirs in keys.items()
+            if _bare(state_dict[theirs]) != _bare(own[ours])
+        ],
+    )
+
+
+def _theirs(naming: KeyMap, ours: str) -> str:
+    """The authors' key of one of our keys: the longest of our paths that leads to it."""
+    best = ("", ours)
+    for theirs, path in naming.items():
+        if path is None:
+            continue
+        found = _pattern(path).match(ours)
+        if found and len(path) >= len(best[0]):
+            pieces = iter(found.groups())
+            best = (path, re.sub(r"\*", lambda _: next(pieces), theirs) + ours[found.end() :])  # noqa: B023
+    return best[1]
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Matches a dotted path at the start of a key, whole names only; "*" is one name."""
+    return re.compile(re.escape(path).replace(r"\*", r"([^.]+)") + r"(?=\.|$)")
+
+
+def _bare(tensor: Tensor) -> tuple[int, ...]:
+    """The shape without axes of length one, which the namings of one layer differ in."""
+    return tuple(n for n in tensor.shape if n != 1)
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _complaint(entry: Entry, match: _Match) -> str:
+    where = f" under {match.prefix!r}" if match.prefix else ""
+    faults = [
+        f"{label}: {', '.join(keys)}"
+        for label, keys in (
+            ("missing", match.missing),
+            ("unexpected", match.unexpected),
+            ("of another shape", match.misshaped),
+        )
+        if keys
+    ]
+    return (
+        f"state_dict does not hold the weights of this {entry.name!r}{where}; {'; '.join(faults)}"
+    )

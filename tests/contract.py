@@ -1,0 +1,86 @@
+"""What every suite over the registry needs: a block in some state, its inputs, one step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnzoo
+from attnzoo.bench.workload import call, make_inputs, tensors
+from attnzoo.registry import Entry, Inputs, find
+
+blocks = pytest.mark.parametrize("name", attnzoo.names())
+
+SMALL = attnzoo.Extent(batch=2, steps=7, height=5, width=6)
+ODD = attnzoo.Extent(batch=3, steps=13, height=9, width=11)
+SINGLE = attnzoo.Extent(batch=1, steps=24, height=14, width=14)
+
+
+def made(
+    name: str,
+    extent: attnzoo.Extent | None = None,
+    dtype: torch.dtype = torch.float32,
+    train: bool = False,
+    **config: Any,
+) -> tuple[Entry, nn.Module, Inputs]:
+    """A block with random parameters, none of them left at zero, and matching inputs."""
+    entry = find(name)
+    settings = {**entry.example, **config}
+    block = attnzoo.build(name, **settings, dtype=dtype).train(train)
+    stir(block)
+    inputs = make_inputs(entry, settings, extent or entry.extent, dtype=dtype)
+    return entry, block, inputs
+
+
+def stir(block: nn.Module) -> None:
+    """Move every parameter off its initial value, so that no gate hides behind a zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += (0.1 * noise).to(parameter)
+
+
+def wanting_grad(inputs: Inputs) -> Inputs:
+    """Copies of the inputs as leaves that want a gradient, where they can."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+
+    return {
+        key: [leaf(t) for t in value] if isinstance(value, list) else leaf(value)
+        for key, value in inputs.items()
+    }
+
+
+def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
+    """Outputs and every gradient of one training step; `run` stands in for the block's call."""
+    leaves = wanting_grad(inputs)
+    block.zero_grad()
+    outputs = list(tensors(call(block, leaves) if run is None else run(leaves)))
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
+    wanting = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+    torch.autograd.backward([o for o, _ in wanting], [g for _, g in wanting])
+    return {
+        "outputs": [o.detach() for o in outputs],
+        "inputs": [t.grad for t in tensors(leaves) if t.grad is not None],
+        "parameters": {k: p.grad for k, p in block.named_parameters() if p.grad is not None},
+    }
+
+
+def first(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of every input."""
+    return {
+        key: [t[:count] for t in value] if isinstance(value, list) else value[:count]
+        for key, value in inputs.items()
+    }
+
+
+def limit(entry: Entry, capability: str) -> None:
+    """Skip, with the entry's own reason, what the entry says the block cannot do."""
+    limits: Mapping[str, str] = entry.limits
+    if capability in limits:
+        pytest.skip(f"{entry.name}: {limits[capability]}")

@@ -9,14 +9,15 @@ import warnings
 
 import pytest
 import torch
-from contract import ODD, SINGLE, SMALL, blocks, first, limit, made, step, wanting_grad
-from tolerances import assert_close
 
 import attnzoo
 from attnzoo.bench import count
 from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.ops.by_hand import plain_forms
 from attnzoo.registry import find
+
+from contract import ODD, SINGLE, SMALL, blocks, first, limit, made, step, wanting_grad
+from tolerances import assert_close
 
 pytestmark = blocks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .run import Row
+from .run import Failure, Row
 from .timing import Latency
 
 COLUMNS = (
@@ -20,11 +20,14 @@ COLUMNS = (
     "fwd+bwd ms",
     "saved bytes",
 )
+TEXT_COLUMNS = 3  # the rest are numbers, set to the right
 
 
-def heading(rows: Sequence[Row]) -> str:
+def heading(rows: Sequence[Row | Failure]) -> str:
     """What the numbers mean and where they were taken, in words."""
-    first = rows[0]
+    first = next((row for row in rows if isinstance(row, Row)), None)
+    if first is None:
+        return "Nothing could be measured."
     return (
         f"{first.device} ({first.device_name}), {first.dtype}, {first.threads} threads, "
         f"torch {first.torch}. One MAC is one multiply-add of a convolution, matrix product or "
@@ -34,8 +37,10 @@ def heading(rows: Sequence[Row]) -> str:
     )
 
 
-def cells(row: Row) -> list[str]:
-    """A row's columns as text."""
+def cells(row: Row | Failure) -> list[str]:
+    """A row's columns as text; a failure has none, its reason stands below the table."""
+    if isinstance(row, Failure):
+        return [row.block, "not measured", *[""] * (len(COLUMNS) - 2)]
     return [
         row.block,
         row.layout,
@@ -43,23 +48,23 @@ def cells(row: Row) -> list[str]:
         f"{row.params:,}",
         f"{row.macs:,}",
         _si(row.bytes_forward),
-        _latency(row.forward),
-        _latency(row.training),
-        _si(row.saved_bytes),
+        _latency(row.latency_forward),
+        _latency(row.latency_training),
+        _si(row.memory_saved_bytes),
     ]
 
 
-def terminal(rows: Sequence[Row]) -> Table:
+def terminal(rows: Sequence[Row | Failure]) -> Table:
     """The table as rich prints it."""
     table = Table(caption=heading(rows), caption_justify="left")
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 3 else "right", no_wrap=i == 0)
+        table.add_column(column, justify="left" if i < TEXT_COLUMNS else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*cells(row))
     return table
 
 
-def markdown(rows: Sequence[Row], command: str) -> str:
+def markdown(rows: Sequence[Row | Failure], command: str) -> str:
     """The table as Markdown, with the command that made it."""
     lines = [
         f"`{command}`",
@@ -67,18 +72,18 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         heading(rows),
         "",
         "| " + " | ".join(COLUMNS) + " |",
-        "|" + "|".join("---" if i < 3 else "---:" for i in range(len(COLUMNS))) + "|",
+        "|" + "|".join("---" if i < TEXT_COLUMNS else "---:" for i in range(len(COLUMNS))) + "|",
         *("| " + " | ".join(cells(row)) + " |" for row in rows),
+        *(f"\n{row.block} has no row: {row.error}" for row in rows if isinstance(row, Failure)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def write(rows: Sequence[Row], folder: Path, command: str) -> tuple[Path, Path]:
-    """Write `bench.json` and `bench.md` into `folder`; returns their paths."""
+def write(rows: Sequence[Row | Failure], folder: Path, command: str) -> tuple[Path, Path]:
+    """Write `bench.json`, a list of rows, and `bench.md` into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     data, text = folder / "bench.json", folder / "bench.md"
-    content = {"command": command, "rows": [row.to_json() for row in rows]}
-    data.write_text(json.dumps(content, indent=1) + "\n")
+    data.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     text.write_text(markdown(rows, command))
     return data, text
 

@@ -1,16 +1,16 @@
-"""One row of the benchmark, measured; and many rows, one after the other."""
+"""One row of the benchmark, checked and measured; and many rows, one after the other."""
 
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from ..registry import Entry, Extent, Layout, build, find
-from . import count, timing
+from . import correct, count, timing
 from .timing import Latency
-from .workload import call, make_inputs, tensors
+from .workload import call, leaves, make_inputs
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -32,13 +32,80 @@ class Row:
     macs: int  # multiply-adds of one sample's forward pass
     bytes_forward: int  # what any implementation must move: input, output, parameters
     bytes_training: int  # plus their gradients
-    saved_bytes: int  # kept by autograd between forward and backward
-    forward: Latency  # inference mode of the whole batch
-    training: Latency  # forward and backward in train mode
+    memory_saved_bytes: int  # kept by autograd between forward and backward
+    memory_peak_bytes: int | None  # of a training step, above what was there before; CUDA only
+    latency_forward: Latency  # inference mode, the whole batch
+    latency_training: Latency  # forward and backward in train mode
 
     def to_json(self) -> dict[str, Any]:
-        """The row as plain JSON values."""
-        return asdict(self)
+        """The row as plain JSON values, each latency as median, percentiles and sample count."""
+        row: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Latency):
+                row[f"{item.name}_ms"] = value.median
+                row[f"{item.name}_p20_ms"] = value.p20
+                row[f"{item.name}_p80_ms"] = value.p80
+                row[f"{item.name}_samples"] = value.samples
+            else:
+                row[item.name] = value
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A block that could not be measured, and why."""
+
+    block: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The failure as plain JSON values."""
+        return {"block": self.block, "error": self.error}
+
+
+class WrongResultError(RuntimeError):
+    """A block's numbers are wrong on this device and dtype; it gets no time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What holds for every row of a run."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch: int | None = None
+    size: int | tuple[int, int] | None = None
+    steps: int | None = None
+    min_time: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(f"device={self.device!r} cannot be used here: {reason}") from None
+        if not 0 < self.min_time < float("inf"):
+            raise ValueError(f"min_time={self.min_time} must be a positive number of seconds")
+
+    def extent(self, entry: Entry) -> Extent:
+        """The entry's example extent with what was asked for instead."""
+        at = entry.extent
+        if self.size is not None:
+            height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+            at = at._replace(height=height, width=width)
+            if entry.layouts[0] == "sequence" and isinstance(self.size, int):
+                at = at._replace(steps=self.size)
+        if self.batch is not None:
+            at = at._replace(batch=self.batch)
+        if self.steps is not None:
+            at = at._replace(steps=self.steps)
+        for axis, value in at._asdict().items():
+            if value < 1:
+                raise ValueError(f"{axis}={value} must be at least 1")
+        return at
 
 
 def measure(
@@ -52,13 +119,13 @@ def measure(
     min_time: float = 0.2,
     **config: Any,
 ) -> Row:
-    """Measure one block: one row of the benchmark.
+    """Check and measure one block: one row of the benchmark.
 
     Args:
         name: a name of `attnzoo.names()`.
         *args: the channels `c`, by position.
         device: `"cpu"`, `"cuda"` or another torch device.
-        dtype: one of `DTYPES`; parameters and inputs are cast to it.
+        dtype: `"float64"`, `"float32"`, `"bfloat16"` or `"float16"`, of parameters and inputs.
         batch, size, steps: batch size; image side or (height, width); number of time steps (for
             a sequence, `size` too). Default: the entry's example.
         min_time: seconds spent on each of the two timings.
@@ -66,46 +133,48 @@ def measure(
 
     Raises:
         ValueError, TypeError: as `build`, or a device or dtype that does not exist here.
+        WrongResultError: the block's numbers are wrong on this device and dtype.
     """
     entry = find(name)
-    settings = dict(config) if config or args else dict(entry.example)
-    bound = entry.bind(*args, **settings)
-    return measure_entry(
-        entry,
-        bound,
-        _extent(entry, batch, size, steps),
-        device=device,
-        dtype=dtype,
-        min_time=min_time,
+    settings = Settings(
+        device=device, dtype=dtype, batch=batch, size=size, steps=steps, min_time=min_time
     )
+    given = config if config or args else entry.example
+    return _row(entry, entry.bind(*args, **given), settings)
 
 
-def measure_entry(
-    entry: Entry,
-    config: dict[str, Any],
-    extent: Extent,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    min_time: float = 0.2,
-) -> Row:
-    """As `measure`, of an entry with a bound config at an extent."""
-    kind = _dtype(dtype)
-    _device(device)
+def table(
+    wanted: Iterable[str], settings: Settings, c: int | None = None
+) -> Iterator[Row | Failure]:
+    """One row a block at its example config, with the channels and sizes given here instead.
+
+    A block that cannot be measured becomes a `Failure`, and the run goes on.
+    """
+    for name in wanted:
+        entry = find(name)
+        config: dict[str, Any] = dict(entry.example)
+        if c is not None and "c" in config:
+            config["c"] = c
+        try:
+            yield _row(entry, entry.bind(**config), settings)
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+            yield Failure(block=name, error=f"{type(error).__name__}: {error}")
+
+
+def _row(entry: Entry, config: dict[str, Any], settings: Settings) -> Row:
+    device, dtype = settings.device, getattr(torch, settings.dtype)
+    extent = settings.extent(entry)
     torch.manual_seed(0)
-    block = build(entry.name, **config, device=device, dtype=kind)
-    inputs = make_inputs(entry, config, extent, device=device, dtype=kind)
-    for tensor in tensors(inputs):
-        tensor.requires_grad_(tensor.is_floating_point())
-    ghost = build(entry.name, **config, device="meta", dtype=kind)
-    macs = count.macs(ghost, make_inputs(entry, config, extent, device="meta", dtype=kind))
+    block = build(entry.name, **config, device=device, dtype=dtype)
+    inputs = leaves(make_inputs(entry, config, extent, device=device, dtype=dtype))
+    wrong = correct.fault(entry, config, block, inputs)
+    if wrong is not None:
+        raise WrongResultError(f"{entry.name} is not timed: {wrong}")
+    ghost = build(entry.name, **config, device="meta", dtype=dtype)
+    macs = count.macs(ghost, make_inputs(entry, config, extent, device="meta", dtype=dtype))
     with torch.no_grad():
         output = call(block.eval(), inputs)
     traffic = count.traffic(block, inputs, output)
-    forward = timing.forward(block, inputs, device, min_time)
-    block.train()
-    saved = count.saved_bytes(block, inputs)
-    training = timing.training(block, inputs, device, min_time)
     return Row(
         block=entry.name,
         layout=config.get("layout", entry.layouts[0]),
@@ -116,81 +185,18 @@ def measure_entry(
         },
         device=device,
         device_name=_device_name(device),
-        dtype=dtype,
+        dtype=settings.dtype,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         params=sum(p.numel() for p in block.parameters()),
         macs=macs,
         bytes_forward=traffic.forward,
         bytes_training=traffic.training,
-        saved_bytes=saved,
-        forward=forward,
-        training=training,
+        latency_forward=timing.forward(block, inputs, device, settings.min_time),
+        latency_training=timing.training(block, inputs, device, settings.min_time),
+        memory_saved_bytes=count.saved_bytes(block.train(), inputs),
+        memory_peak_bytes=count.peak_bytes(block, inputs, device),
     )
-
-
-def table(
-    wanted: Iterable[str],
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    c: int | None = None,
-    batch: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    steps: int | None = None,
-    min_time: float = 0.2,
-) -> Iterator[Row]:
-    """One row a block at its example config, with the channels and sizes given here instead."""
-    for name in wanted:
-        entry = find(name)
-        config: dict[str, Any] = dict(entry.example)
-        if c is not None and "c" in config:
-            config["c"] = c
-        yield measure_entry(
-            entry,
-            entry.bind(**config),
-            _extent(entry, batch, size, steps),
-            device=device,
-            dtype=dtype,
-            min_time=min_time,
-        )
-
-
-def _extent(
-    entry: Entry,
-    batch: int | None,
-    size: int | tuple[int, int] | None,
-    steps: int | None,
-) -> Extent:
-    at = entry.extent
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        at = at._replace(height=height, width=width)
-        if entry.layouts[0] == "sequence" and isinstance(size, int):
-            at = at._replace(steps=size)
-    if batch is not None:
-        at = at._replace(batch=batch)
-    if steps is not None:
-        at = at._replace(steps=steps)
-    for axis, value in at._asdict().items():
-        if value < 1:
-            raise ValueError(f"{axis}={value} must be at least 1")
-    return at
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype={name!r} must be one of {', '.join(map(repr, DTYPES))}")
-    kind: torch.dtype = getattr(torch, name)
-    return kind
-
-
-def _device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"device={device!r} cannot be used here: {reason}") from None
 
 
 def _device_name(device: str) -> str:

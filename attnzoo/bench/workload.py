@@ -51,3 +51,17 @@ def tensors(*values: Any) -> Iterator[Tensor]:
             yield from tensors(*value.values())
         elif isinstance(value, (list, tuple)):
             yield from tensors(*value)
+
+
+def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None = None) -> Inputs:
+    """Copies of the inputs that want a gradient where they can, cast and moved where asked."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else None
+        copy = tensor.detach().clone().to(device=device, dtype=kind)
+        return copy.requires_grad_(copy.is_floating_point())
+
+    return {
+        key: [leaf(t) for t in value] if isinstance(value, list) else leaf(value)
+        for key, value in inputs.items()
+    }

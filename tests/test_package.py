@@ -69,12 +69,9 @@ def test_documents_run_as_printed(path: str) -> None:
     assert done.stdout.split("\n")[: len(wanted)] == wanted
 
 
-def test_readme_shows_code_by_line_20_and_every_block() -> None:
-    text = (ROOT / "README.md").read_text()
-    early = "\n".join(text.splitlines()[:20])
-    assert "attnzoo.build(" in early
-    table = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert table == attnzoo.names()
+def test_readme_shows_code_by_line_20() -> None:
+    early = (ROOT / "README.md").read_text().splitlines()[:20]
+    assert any("attnzoo.build(" in line for line in early)
 
 
 def test_version_is_the_changelogs() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .registry import find, names
@@ -57,6 +56,8 @@ class Case:
     @classmethod
     def load(cls, path: Path) -> "Case":
         """Read a reference file."""
+        from safetensors import safe_open  # not needed to build a block
+
         with safe_open(path, framework="pt") as file:
             meta = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

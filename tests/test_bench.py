@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import nn
 
 import attnzoo
-from attnzoo.bench import Latency, count, report, run
+from attnzoo.bench import count, report, run
+from attnzoo.bench.timing import Latency
 from attnzoo.bench.workload import call, make_inputs
 from attnzoo.registry import find
 

@@ -1,7 +1,7 @@
 """One row of the benchmark, checked and measured; and many rows, one after the other."""
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -108,37 +108,11 @@ class Settings:
         return at
 
 
-def measure(
-    name: str,
-    *args: int,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    steps: int | None = None,
-    min_time: float = 0.2,
-    **config: Any,
+def measured(
+    name: str, args: tuple[Any, ...], config: Mapping[str, Any], settings: Settings
 ) -> Row:
-    """Check and measure one block: one row of the benchmark.
-
-    Args:
-        name: a name of `attnzoo.names()`.
-        *args: the channels `c`, by position.
-        device: `"cpu"`, `"cuda"` or another torch device.
-        dtype: `"float64"`, `"float32"`, `"bfloat16"` or `"float16"`, of parameters and inputs.
-        batch, size, steps: batch size; image side or (height, width); number of time steps (for
-            a sequence, `size` too). Default: the entry's example.
-        min_time: seconds spent on each of the two timings.
-        **config: the block's keywords; with none, the entry's example config.
-
-    Raises:
-        ValueError, TypeError: as `build`, or a device or dtype that does not exist here.
-        WrongResultError: the block's numbers are wrong on this device and dtype.
-    """
+    """One block with a config, checked and measured; what `attnzoo.measure` returns."""
     entry = find(name)
-    settings = Settings(
-        device=device, dtype=dtype, batch=batch, size=size, steps=steps, min_time=min_time
-    )
     given = config if config or args else entry.example
     return _row(entry, entry.bind(*args, **given), settings)
 

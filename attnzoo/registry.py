@@ -16,7 +16,15 @@ from . import check
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
-    "channel", "spatial", "token", "state-space", "temporal", "fusion", "upsampler", "network"
+    "channel",
+    "spatial",
+    "token",
+    "state-space",
+    "temporal",
+    "fusion",
+    "upsampler",
+    "network",
+    "other",
 ]
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 # Authors' module paths to ours; "*" stands for one name, None marks layers that never act.
@@ -153,8 +161,8 @@ def register(
     name: str,
     *,
     layout: Layout | tuple[Layout, ...],
-    family: Family,
-    example: Mapping[str, JSON],
+    family: Family = "other",
+    example: Mapping[str, JSON] | None = None,
     extent: Extent = DEFAULT_EXTENT,
     inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs] | None = None,
     cost: Callable[..., Cost] | None = None,
@@ -168,7 +176,7 @@ def register(
         layout: layout of the input; of several the first is the default, and the class takes
             `layout=` to pick another.
         family: a tag for listing.
-        example: a config that builds, for tests, benchmark and documents.
+        example: a config that builds, for tests, benchmark and documents; default: `c=64`.
         extent: size of the example input.
         inputs: `inputs(random, extent, config)` gives the forward call's arguments by name, for
             layouts whose input does not follow from `c` and the extent alone.
@@ -199,7 +207,7 @@ def register(
             cls=cls,
             layouts=layouts,
             family=family,
-            example=dict(example),
+            example={"c": 64} if example is None else dict(example),
             extent=extent,
             inputs=inputs or _standard_inputs(layouts[0]),
             cost=cost,

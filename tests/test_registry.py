@@ -126,6 +126,14 @@ def test_registering_a_block_of_ones_own(scratch: None) -> None:
         enter()
 
 
+def test_a_name_and_a_layout_are_enough(scratch: None) -> None:
+    attnzoo.register("bare", layout="image")(Twice)
+    record = attnzoo.describe("bare")
+    assert (record.family, record.example, record.params) == ("other", {"c": 64}, None)
+    assert attnzoo.verify("bare") == []
+    assert attnzoo.measure("bare", min_time=0.01).macs == 0
+
+
 def test_registration_refuses_what_cannot_work(scratch: None) -> None:
     with pytest.raises(ValueError, match="lower-case"):
         enter("Twice")

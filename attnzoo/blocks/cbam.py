@@ -1,0 +1,127 @@
+"""Convolutional block attention: a channel gate, then a spatial gate on what it lets through.
+
+Paper: CBAM: Convolutional Block Attention Module, Woo, Park, Lee, Kweon, ECCV 2018,
+    arXiv 1807.06521.
+Code: Jongchan/attention-module @459efad, `MODELS/cbam.py`.
+Math: u = x * sigmoid(sum_p mlp(p_HW(x))) over the poolings p of `pool_types`, with the shared
+    mlp(z) = W2 relu(W1 z + b1) + b2, W1: (c // reduction, c);
+    y = u * sigmoid(BN(conv([max_C(u), mean_C(u)]))), one kernel_size x kernel_size convolution.
+Shapes: (B, C, H, W) -> (B, C, H, W).
+Differs: the paper has the mean before the maximum and no BatchNorm in the spatial gate; the
+    authors' code, which is followed, has the maximum first and BatchNorm of momentum 0.01. Most
+    copies on the web lack the biases, the BatchNorm or both: their weights do not fit.
+Cost: with r = c // reduction, parameters 2 c r + r + c (+ 2 kernel_size^2 + 2 with the spatial
+    gate); MACs 2 c r for each pooling (+ 2 kernel_size^2 H W).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import check
+from ..registry import Cost, Extent, register
+
+_POOLINGS = {
+    "avg": lambda x: x.mean(2),
+    "max": lambda x: x.max(2).values,  # one index takes the gradient of a tie, as the authors'
+    "lp": lambda x: torch.linalg.vector_norm(x, dim=2),
+    "lse": lambda x: x.logsumexp(2),
+}
+
+
+def cost(
+    at: Extent, c: int, reduction: int, kernel_size: int, spatial: bool, pool_types: tuple[str, ...]
+) -> Cost:
+    r, window = c // reduction, 2 * kernel_size**2
+    return Cost(
+        params=2 * c * r + r + c + spatial * (window + 2),
+        macs=len(pool_types) * 2 * c * r + spatial * window * at.height * at.width,
+    )
+
+
+class MaxMeanGate(nn.Module):
+    """The gate of a plane from the maximum and the mean over the axis that was pooled away.
+
+    Both are (B, P, Q), and so is the gate, sigmoid(BN(conv([maximum, mean]))).
+
+    Args:
+        kernel_size: of the convolution over the plane, which is zero-padded to keep its size.
+    """
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        check.odd(kernel_size=kernel_size)
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, maximum: Tensor, mean: Tensor) -> Tensor:
+        # The two maps as interleaved channels: convolutions of few channels run far faster so.
+        pooled = torch.stack((maximum, mean), -1).permute(0, 3, 1, 2)  # B 2 P Q
+        gate: Tensor = self.bn(self.conv(pooled)).sigmoid()
+        return gate.squeeze(1).to(maximum.dtype)
+
+
+@register(
+    "cbam",
+    layout="image",
+    family="spatial",
+    example={"c": 64},
+    cost=cost,
+    upstream={
+        "ChannelGate.mlp.1": "fc1",
+        "ChannelGate.mlp.3": "fc2",
+        "SpatialGate.spatial": "spatial",
+    },
+)
+class CBAM(nn.Module):
+    """CBAM on (B, C, H, W).
+
+    Args:
+        c: channels in and out.
+        reduction: the MLP's hidden width is `c // reduction`.
+        kernel_size: of the spatial gate's convolution, odd.
+        spatial: False leaves the spatial gate out, the authors' `no_spatial`.
+        pool_types: poolings over the plane that the channel gate adds up, of "avg", "max",
+            "lp" (the L2 norm) and "lse" (log-sum-exp).
+
+    Raises:
+        ValueError: `c < reduction`, an even `kernel_size`, an empty `pool_types`; in training,
+            an input whose B * H * W is 1.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        spatial: bool = True,
+        pool_types: tuple[Literal["avg", "max", "lp", "lse"], ...] = ("avg", "max"),
+    ) -> None:
+        super().__init__()
+        hidden = check.reduced(c, reduction)
+        if not pool_types:
+            raise ValueError(f"pool_types={pool_types!r} must name at least one pooling")
+        self.c, self.pool_types = c, pool_types
+        self.fc1 = nn.Linear(c, hidden)
+        self.fc2 = nn.Linear(hidden, c)
+        self.spatial = MaxMeanGate(kernel_size) if spatial else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.image(x, self.c, self.fc1.weight)
+        u = x * self.channel_gate(x)[:, :, None, None]
+        if self.spatial is None:
+            return u
+        check.batch_norm(self.spatial.bn, x.shape[0] * x.shape[2] * x.shape[3], x)
+        gate: Tensor = self.spatial(u.max(1).values, u.mean(1))  # B H W
+        return u * gate[:, None]
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        plane = x.flatten(2)
+        pooled = torch.stack([_POOLINGS[kind](plane) for kind in self.pool_types], 1)  # B P C
+        logits: Tensor = self.fc2(self.fc1(pooled).relu()).sum(1)  # B C
+        return logits.sigmoid().to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, pool_types={self.pool_types}"

@@ -1,5 +1,8 @@
 """The table of contents: importing a block's file registers it."""
 
 from . import cbam as cbam
+from . import danet as danet
+from . import danet_channel as danet_channel
+from . import danet_position as danet_position
 from . import se as se
 from . import triplet as triplet

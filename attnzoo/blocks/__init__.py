@@ -2,3 +2,4 @@
 
 from . import coordatt as coordatt
 from . import se as se
+from . import sknet as sknet

@@ -104,12 +104,15 @@ def image_series(
     _tensor(name, x, "image_series", c, like)
 
 
-def batch_norm(norm: nn.Module, values: int, x: Tensor) -> None:
-    """Train-mode BatchNorm sees more than one value a channel; SyncBatchNorm counts all ranks."""
+def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
+    """Train-mode BatchNorm sees more than one value a channel; SyncBatchNorm counts all ranks.
+
+    `grow` says what of `x` adds values where not both do.
+    """
     if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(
             f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} value per channel, "
-            "which has no variance; it needs at least 2: take a larger batch or image, or eval()"
+            f"which has no variance; it needs at least 2: take a larger {grow}, or eval()"
         )
 
 

@@ -6,3 +6,6 @@ from . import danet_channel as danet_channel
 from . import danet_position as danet_position
 from . import se as se
 from . import triplet as triplet
+from . import coordatt as coordatt
+from . import se as se
+from . import sknet as sknet

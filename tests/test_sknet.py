@@ -1,0 +1,99 @@
+"""Selective kernels against timm's module, whose key names and layers are ours."""
+
+from typing import Any
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import attnzoo
+
+FORMS = [
+    {"c": 32},
+    {"c": 24, "groups": 1, "reduction": 2, "min_dim": 4},
+    {"c": 24, "groups": 6, "branches": 3, "reduction": 4, "min_dim": 1},
+    {"c": 16, "groups": 16, "branches": 1, "min_dim": 3},
+    {"c": 20, "groups": 5, "stride": 2, "min_dim": 8},
+    {"c": 12, "groups": 4, "stride": 3, "branches": 4},
+]
+SIZES = [(2, 9, 7), (3, 1, 1), (2, 5, 8), (2, 14, 14)]
+
+
+def theirs(
+    c: int,
+    branches: int = 2,
+    groups: int = 32,
+    reduction: int = 16,
+    min_dim: int = 32,
+    stride: int = 1,
+) -> Any:
+    layers = pytest.importorskip("timm.layers")
+    module = layers.SelectiveKernel(
+        c,
+        kernel_size=[3 + 2 * i for i in range(branches)],
+        stride=stride,
+        groups=groups,
+        rd_channels=max(c // reduction, min_dim),
+        split_input=False,
+    )
+    for i, path in enumerate(module.paths, 1):
+        path.conv.padding = (i, i)  # timm pads strides above 2 by more, off the centre
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5) if "running_var" in name else tensor.normal_(0, 0.5)
+    return module
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("config", FORMS, ids=str)
+def test_equals_timm(config: dict[str, int], size: tuple[int, ...], train: bool) -> None:
+    reference = theirs(**config)
+    block = attnzoo.from_upstream("sknet", reference.state_dict(), **config).double().train(train)
+    reference.double().train(train)
+    b, h, w = size
+    found, wanted = [], []
+    data = torch.randn(b, config["c"], h, w, dtype=torch.float64)
+    stride = config.get("stride", 1)
+    grad = torch.randn(b, config["c"], (h - 1) // stride + 1, (w - 1) // stride + 1).double()
+    for module, results in ((block, found), (reference, wanted)):
+        x = data.clone().requires_grad_()
+        y = module(x)
+        y.backward(grad)
+        results += [y, x.grad, {k: p.grad for k, p in sorted(module.named_parameters())}]
+        results += [dict(sorted(module.named_buffers()))]
+    assert_close(found, wanted)
+
+
+def test_branches_share_one_softmax() -> None:
+    block = attnzoo.build("sknet", c=32, branches=3)
+    means = torch.randn(4, 32, 1, 1)
+    assert_close(block.attn(means).sum(1), torch.ones(4, 32, 1, 1))
+
+
+def test_groups_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"groups=32 must divide c=48; .* 24, 48"):
+        attnzoo.build("sknet", c=48)
+
+
+@pytest.mark.parametrize("key", ["branches", "groups", "reduction", "min_dim", "stride"])
+def test_values_below_one_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}=0 must be at least 1"):
+        attnzoo.build("sknet", c=32, **{key: 0})
+
+
+def test_one_sample_cannot_train_but_runs() -> None:
+    block = attnzoo.build("sknet", c=32)
+    x = torch.randn(1, 32, 6, 6)
+    with pytest.raises(
+        ValueError, match=r"BatchNorm 1 value per channel.* take a larger batch, or"
+    ):
+        block(x)
+    assert all(int(m.num_batches_tracked) == 0 for m in block.modules() if hasattr(m, "momentum"))
+    assert block.eval()(x).shape == x.shape
+
+
+def test_pooled_sums_do_not_overflow_in_half_precision() -> None:
+    block = attnzoo.build("sknet", c=32).half().eval()
+    x = torch.full((1, 32, 64, 64), 3e3, dtype=torch.float16)
+    assert block(x).isfinite().all()

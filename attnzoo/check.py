@@ -43,6 +43,16 @@ def positive(**values: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
+def sizes(**values: Sequence[int]) -> None:
+    """Each value is a sequence of at least one int, all at least 1: `check.sizes(kernels=...)`."""
+    for name, items in values.items():
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}={items!r} must be a tuple of ints, such as (3, 5)")
+        if not items:
+            raise ValueError(f"{name}={items!r} is empty; it needs one int at least, such as (3,)")
+        positive(**{f"{name}[{i}]": item for i, item in enumerate(items)})
+
+
 def odd(**values: int) -> None:
     """Each value is an odd int of at least 1, as kernels centred on their pixel are."""
     positive(**values)

@@ -4,6 +4,7 @@ from . import cbam as cbam
 from . import danet as danet
 from . import danet_channel as danet_channel
 from . import danet_position as danet_position
+from . import dilated_inception as dilated_inception
 from . import se as se
 from . import triplet as triplet
 from . import coordatt as coordatt

@@ -1,0 +1,182 @@
+"""Dilated inception: temporal convolutions of several widths side by side, all looking back.
+
+Paper: Connecting the Dots: Multivariate Time Series Forecasting with Graph Neural Networks, Wu,
+    Pan, Long, Jiang, Chang, Zhang, KDD 2020, arXiv 2005.11650.
+Code: nnzhan/MTGNN @f811746, `layer.py`, `dilated_inception`; the gated pair is the product in
+    `net.py`, `gtnet.forward`.
+Math: y_t = concat_k(b_k + sum_{i < k} W_k[i] x_{t - (k - 1 - i) d}) over k in `kernels`, d =
+    `dilation`; each branch has c_out / len(kernels) channels. With `gated=True`,
+    y = tanh(filter(x)) * sigmoid(gate(x)) of two such modules. Every branch looks at the steps up
+    to t alone.
+Shapes: (..., T, C) -> (..., T, c_out) with `padding="causal"`, which puts r = (max(kernels) - 1) d
+    zeros before the first step; -> (..., T - r, c_out) with "valid", the authors' form.
+Differs: paper and code agree. The authors pad the network's raw input once and no layer of it, so
+    their module is "valid"; "causal" equals it on a padded input. A `c_out` that the branches do
+    not divide loses channels in their code and raises here; their largest kernel must come last,
+    ours may stand anywhere. The branches are computed as one convolution with zeros before the
+    shorter kernels wherever few products are wasted on it: there an infinite x within the widest
+    kernel's reach makes every branch nan.
+Cost: with n = len(kernels), K = sum(kernels), w = c_out / n, parameters K c w + c_out, MACs
+    T' c c_out max(kernels) as one convolution, T' c w K apart; T' steps out. All twice if gated.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import check
+from ..ops.gated_tanh import gated_tanh
+from ..ops.leading import fold, unfold
+from ..ops.time_conv import time_conv
+from ..registry import Cost, Extent, register
+
+# Products with padding zeros, per step, up to which one convolution beat one a branch.
+_WASTE = 65_536
+
+
+def cost(
+    at: Extent,
+    c: int,
+    c_out: int | None,
+    kernels: tuple[int, ...],
+    dilation: int,
+    gated: bool,
+    padding: str,
+) -> Cost:
+    c_out = c_out or c
+    width = c_out // len(kernels)
+    steps = at.steps - (max(kernels) - 1) * dilation * (padding == "valid")
+    taps = max(kernels) * len(kernels) if _as_one(c, width, kernels) else sum(kernels)
+    return Cost(
+        params=(1 + gated) * (sum(kernels) * c * width + c_out),
+        macs=(1 + gated) * steps * c * width * taps,
+    )
+
+
+@register(
+    "dilated_inception",
+    layout="sequence",
+    family="temporal",
+    example={"c": 32},
+    cost=cost,
+    upstream=(  # MTGNN has our names but for the layer's index; PyTorch Geometric Temporal
+        *({f"filter_convs.{i}": "filter_conv", f"gate_convs.{i}": "gate_conv"} for i in range(5)),
+        {"_time_conv": "tconv"},
+        {
+            "_filter_conv._time_conv": "filter_conv.tconv",
+            "_gate_conv._time_conv": "gate_conv.tconv",
+        },
+    ),
+)
+class DilatedInception(nn.Module):
+    """Dilated inception on (..., T, C).
+
+    Args:
+        c: channels in.
+        c_out: channels out, a multiple of `len(kernels)`; None for `c`.
+        kernels: each branch's taps in time, in the order of the output's channels.
+        dilation: steps between two taps.
+        gated: tanh of one inception times the sigmoid of another.
+        padding: "causal" keeps T with zeros before the first step, "valid" drops the steps that
+            the widest kernel has no full past for.
+
+    Raises:
+        ValueError: the number of kernels does not divide `c_out`.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        c_out: int | None = None,
+        kernels: tuple[int, ...] = (2, 3, 6, 7),
+        dilation: int = 1,
+        gated: bool = False,
+        padding: Literal["causal", "valid"] = "causal",
+    ) -> None:
+        super().__init__()
+        check.choice("padding", padding, ("causal", "valid"))
+        check.sizes(kernels=kernels)
+        self.c, self.c_out = c, c if c_out is None else c_out
+        check.positive(c=c, c_out=self.c_out, dilation=dilation)
+        self.kernels, self.dilation = tuple(kernels), dilation
+        self.gated, self.padding = gated, padding
+        width = self._width()
+        self.as_one = _as_one(c, width, self.kernels)
+
+        def branches() -> nn.ModuleList:
+            return nn.ModuleList(nn.Conv1d(c, width, k, dilation=dilation) for k in kernels)
+
+        if gated:
+            self.filter_conv = nn.ModuleDict({"tconv": branches()})
+            self.gate_conv = nn.ModuleDict({"tconv": branches()})
+        else:
+            self.tconv = branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv1d)]  # filter before gate
+        check.sequence(x, self.c, convs[0].weight)
+        h = fold(x)  # N T C
+        if self.padding == "causal":
+            h = F.pad(h, (0, 0, self.reach, 0))
+        elif x.shape[-2] <= self.reach:
+            raise ValueError(
+                f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
+                f"kernels={self.kernels} and dilation={self.dilation} it needs at least "
+                f"{self.reach + 1}: take a longer series or padding='causal'"
+            )
+        u = self._one(h, convs) if self.as_one else self._apart(h, convs)
+        return unfold(gated_tanh(u) if self.gated else u, like=x)
+
+    def _one(self, h: Tensor, convs: list[nn.Conv1d]) -> Tensor:
+        """All branches as one convolution: shorter kernels begin with zeros."""
+        widest = max(self.kernels)
+        weight = torch.cat([F.pad(m.weight, (widest - m.kernel_size[0], 0)) for m in convs])
+        bias = torch.cat([m.bias for m in convs if m.bias is not None])
+        return time_conv(h, weight, bias, dilation=self.dilation)
+
+    def _apart(self, h: Tensor, convs: list[nn.Conv1d]) -> Tensor:
+        """One convolution a branch, each from the first step that it needs on."""
+        widest = max(self.kernels)
+        return torch.cat(
+            [
+                time_conv(
+                    h[:, (widest - m.kernel_size[0]) * self.dilation :],
+                    m.weight,
+                    m.bias,
+                    dilation=self.dilation,
+                )
+                for m in convs
+            ],
+            dim=-1,
+        )
+
+    @property
+    def reach(self) -> int:
+        """How many steps before its own an output step looks at."""
+        return (max(self.kernels) - 1) * self.dilation
+
+    def _width(self) -> int:
+        """Channels of a branch."""
+        count = len(self.kernels)
+        if self.c_out % count:
+            below = self.c_out // count * count
+            nearest = f"{below} and {below + count}" if below else f"{count}"
+            raise ValueError(
+                f"c_out={self.c_out} must be a multiple of the {count} branches of "
+                f"kernels={self.kernels}; nearest: {nearest} (c_out=None takes c={self.c})"
+            )
+        return self.c_out // count
+
+    def extra_repr(self) -> str:
+        return (
+            f"c={self.c}, c_out={self.c_out}, kernels={self.kernels}, dilation={self.dilation}, "
+            f"gated={self.gated}, padding={self.padding!r}"
+        )
+
+
+def _as_one(c: int, width: int, kernels: tuple[int, ...]) -> bool:
+    """Whether few enough of one wide convolution's products are with zeros."""
+    return c * width * (max(kernels) * len(kernels) - sum(kernels)) <= _WASTE

@@ -1,0 +1,9 @@
+"""The gated tanh unit's product, of a map that holds both halves side by side."""
+
+from torch import Tensor
+
+
+def gated_tanh(u: Tensor) -> Tensor:
+    """(..., 2 C) to (..., C): tanh of the first half times sigmoid of the last half."""
+    signal, gate = u.chunk(2, -1)
+    return signal.tanh() * gate.sigmoid()

@@ -1,0 +1,17 @@
+"""Convolution along time of channels-last sequences, without moving the channels."""
+
+import torch
+from torch import Tensor
+
+
+def time_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """(N, T, C) to (N, T', C'), unpadded, with a weight (C', C, k) as `nn.Conv1d` has it.
+
+    A sequence (N, T, C) is a channels-last image (N, C, 1, T) as it lies in memory, which the
+    two-dimensional convolution takes without a copy; the one-dimensional one would make two.
+    """
+    image = x.mT.unsqueeze(2)  # N C 1 T
+    y = torch.conv2d(image, weight.unsqueeze(2), bias, (1, stride), dilation=(1, dilation))
+    return y.squeeze(2).mT  # N T' C'

@@ -1,0 +1,207 @@
+"""Causal temporal attention in windows: each step attends to earlier steps of its own window.
+
+Paper: AirFormer: Predicting Nationwide Air Quality in China with Transformers, Liang et al.,
+    AAAI 2023, arXiv 2211.15979.
+Code: yoshall/AirFormer @ef7d393, `src/models/airformer.py`, CT_MSA and TemporalAttention.
+Math: x0 = x + positions[:T]; `depth` times x = x + Attn(x), x = x + W2 gelu(W1 LN(x)); in Attn step
+    t attends to steps s of its window, floor(t / window) = floor(s / window), s <= t where
+    `causal`: softmax(q_t k_s (c / heads)^-1/2) v_s, all heads joined by a linear layer.
+Shapes: (..., T, C) -> (..., T, C), with T <= `length`; `attention_only` takes any T.
+Differs: the paper's figure normalises before the attention, the code does not; the paper's sum
+    ends at t - 1, the code's at t. We follow the code. Where `window` does not divide T, the
+    authors' windows straddle two samples or fail; here the last window is shorter. Their window 0
+    fails where causal; here it is all of T.
+Cost: with W = window (T where 0), m = mlp_dim, n = ceil(T / W): parameters length c +
+    depth (4 c^2 + 4 c + 2 c m + m); MACs depth (4 T c^2 + 2 n W^2 c + 2 T c m); `qkv_bias` adds
+    3 c a layer; `attention_only` has neither positions, LayerNorm nor MLP: 4 c^2 + c.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import check
+from ..ops.leading import fold, unfold
+from ..registry import Cost, Extent, register
+
+
+def cost(
+    at: Extent,
+    c: int,
+    heads: int,
+    window: int,
+    causal: bool,
+    length: int,
+    mlp_dim: int | None,
+    depth: int,
+    dropout: float,
+    attention_only: bool,
+    qkv_bias: bool,
+) -> Cost:
+    m = mlp_dim or 2 * c
+    width = window or at.steps
+    params = 4 * c * c + c + qkv_bias * 3 * c
+    macs = 4 * at.steps * c * c + 2 * -(-at.steps // width) * width * width * c
+    if attention_only:
+        return Cost(params, macs)
+    return Cost(
+        params=length * c + depth * (params + 2 * c + 2 * c * m + m + c),
+        macs=depth * (macs + 2 * at.steps * c * m),
+    )
+
+
+@register(
+    "ct_msa",
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "window": 6},
+    cost=cost,
+    upstream=(
+        {
+            "pos_embedding": "positions",
+            "layers.*.0": "layers.*.attention",
+            "layers.*.1.norm": "layers.*.norm",
+            "layers.*.1.fn.net.0": "layers.*.fc1",
+            "layers.*.1.fn.net.3": "layers.*.fc2",
+        },
+        {"qkv": "attention.qkv", "proj": "attention.proj"},
+    ),
+)
+class CTMSA(nn.Module):
+    """Causal temporal multi-head self-attention on (..., T, C).
+
+    Args:
+        c: channels in and out.
+        heads: attention heads; must divide `c`.
+        window: steps of a window; 0 takes all of T.
+        causal: whether a step sees no later one.
+        length: most steps of an input, each with a learned position.
+        mlp_dim: hidden width of the MLP; `2 * c` by default.
+        depth: layers of attention and MLP; the positions are added once.
+        dropout: rate behind the attention and behind both layers of the MLP.
+        attention_only: the attention alone, without positions, residual and MLP.
+        qkv_bias: whether queries, keys and values have biases.
+
+    Raises:
+        ValueError: `heads` does not divide `c`, a negative `window`, a `depth` beside
+            `attention_only`, or T above `length`.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        heads: int = 2,
+        window: int = 0,
+        causal: bool = True,
+        length: int = 24,
+        mlp_dim: int | None = None,
+        depth: int = 1,
+        dropout: float = 0.0,
+        attention_only: bool = False,
+        qkv_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        mlp_dim = 2 * c if mlp_dim is None else mlp_dim
+        check.divides(of="c", by="heads", c=c, heads=heads)
+        check.positive(length=length, depth=depth, mlp_dim=mlp_dim)
+        check.fraction(dropout=dropout)
+        if window < 0:
+            raise ValueError(f"window={window} must be at least 0; 0 takes all of T as one window")
+        if attention_only and depth > 1:
+            raise ValueError(
+                f"depth={depth} must be 1 with attention_only=True, which has no layers to stack"
+            )
+        self.c, self.length, self.attention_only = c, length, attention_only
+        config = (c, heads, window, causal, dropout, qkv_bias)
+        if attention_only:
+            self.attention = TemporalAttention(*config)
+            return
+        self.positions = nn.Parameter(torch.randn(length, c))
+        self.layers = nn.ModuleList(_Layer(*config, mlp_dim) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.attention_only:
+            check.sequence(x, self.c, self.attention.proj.weight)
+            attended: Tensor = self.attention(fold(x))
+            return unfold(attended, x)
+        check.sequence(x, self.c, self.positions)
+        if x.shape[-2] > self.length:
+            raise ValueError(
+                f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}) and the block "
+                f"positions for length={self.length}; build it with length={x.shape[-2]}"
+            )
+        y = fold(x) + self.positions[: x.shape[-2]]
+        for layer in self.layers:
+            y = layer(y)
+        return unfold(y, x).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}" + (", attention_only=True" if self.attention_only else "")
+
+
+class TemporalAttention(nn.Module):
+    """Multi-head self-attention within consecutive windows of (N, T, C)."""
+
+    def __init__(
+        self, c: int, heads: int, window: int, causal: bool, dropout: float, qkv_bias: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.window, self.causal = heads, window, causal
+        self.qkv = nn.Linear(c, 3 * c, bias=qkv_bias)
+        self.proj = nn.Linear(c, c)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = windowed(self.qkv(x), self.heads, self.window or x.shape[-2], self.causal)
+        y: Tensor = self.dropout(self.proj(attended))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, window={self.window}, causal={self.causal}"
+
+
+class _Layer(nn.Module):
+    """x + attention, then x + MLP of the normalised x; the attention's input is not normalised."""
+
+    def __init__(
+        self,
+        c: int,
+        heads: int,
+        window: int,
+        causal: bool,
+        dropout: float,
+        qkv_bias: bool,
+        mlp_dim: int,
+    ) -> None:
+        super().__init__()
+        self.attention = TemporalAttention(c, heads, window, causal, dropout, qkv_bias)
+        self.norm = nn.LayerNorm(c)
+        self.fc1 = nn.Linear(c, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, c)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        hidden = self.dropout(F.gelu(self.fc1(self.norm(x))))
+        y: Tensor = x + self.dropout(self.fc2(hidden))
+        return y
+
+
+def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
+    """Attention within windows: (N, T, 3C) to (N, T, C); the last window may be shorter."""
+    n, steps, width = qkv.shape
+    count = -(-steps // window)
+    step = torch.arange(count * window, device=qkv.device)
+    ragged = torch.compiler.is_exporting() or steps % window  # an exported graph serves any T
+    if ragged:  # the last step, repeated, fills the last window
+        qkv = qkv.index_select(1, step.clamp(max=steps - 1))
+    q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # NM heads W W
+    if causal:  # what fills the last window comes later than every step
+        scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
+    elif ragged:
+        blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
+        scores = scores.masked_fill(blocked, float("-inf"))
+    y: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, count * window, width // 3)
+    return y.index_select(1, step[:steps]) if ragged else y

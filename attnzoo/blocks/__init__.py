@@ -6,6 +6,7 @@ from . import danet_channel as danet_channel
 from . import danet_position as danet_position
 from . import dilated_inception as dilated_inception
 from . import ct_msa as ct_msa
+from . import ltae as ltae
 from . import se as se
 from . import triplet as triplet
 from . import coordatt as coordatt

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from contract import made, step
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.ops.by_hand import plain_forms
+
+from contract import made, step
+from tolerances import assert_close
 
 POOLINGS = {
     "avg": lambda x: F.avg_pool2d(x, x.shape[2:]),

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from tolerances import assert_close
 from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.ops.by_hand import plain_forms
+
+from tolerances import assert_close
 
 FORMS = [
     {"c": 40, "reduction": 32},

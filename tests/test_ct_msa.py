@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from contract import stir
-from tolerances import assert_close
 from torch import Tensor
 
 import attnzoo
+
+from contract import stir
+from tolerances import assert_close
 
 
 def made(**config: object) -> torch.nn.Module:

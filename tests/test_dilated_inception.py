@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
-from contract import made, stir
-from tolerances import assert_close
 from torch import Tensor
 from torch.nn import functional as F
 
 import attnzoo
+
+from contract import made, stir
+from tolerances import assert_close
 
 CONFIGS = [
     {"kernels": kernels, "dilation": dilation, "gated": gated, "padding": padding}

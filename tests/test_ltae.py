@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import stir
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.bench import count
+
+from contract import stir
+from tolerances import assert_close
 
 SMALL: dict[str, Any] = {"c": 12, "heads": 3, "d_k": 5, "d_model": 18, "mlp": [18, 15, 9]}
 

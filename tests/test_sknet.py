@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tolerances import assert_close
 
 import attnzoo
+
+from tolerances import assert_close
 
 FORMS = [
     {"c": 32},

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from contract import made, step
 from test_cbam import authors_gate
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.bench import count
 from attnzoo.ops.by_hand import plain_forms
+
+from contract import made, step
+from tolerances import assert_close
 
 
 def authors(block: nn.Module, x: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """The table of contents: importing a block's file registers it."""
 
 from . import cbam as cbam
+from . import coordatt as coordatt
+from . import ct_msa as ct_msa
 from . import danet as danet
 from . import danet_channel as danet_channel
 from . import danet_position as danet_position
 from . import dilated_inception as dilated_inception
-from . import ct_msa as ct_msa
 from . import ltae as ltae
 from . import se as se
-from . import triplet as triplet
-from . import coordatt as coordatt
-from . import se as se
 from . import sknet as sknet
+from . import triplet as triplet

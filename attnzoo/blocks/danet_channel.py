@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import check
 from ..ops.by_hand import ByHand
-from ..ops.precision import autocast_dtype, wide
+from ..ops.precision import autocast_dtype, wide_dtype
 from ..registry import Cost, Extent, register
 
 
@@ -63,7 +63,7 @@ class CAM(nn.Module):
 
 def _attention(x: Tensor) -> Tensor:
     """softmax(-X X^T), in float32 at least."""
-    rows = x.to(wide(x.dtype))
+    rows = x.to(wide_dtype(x.dtype))
     return (rows @ rows.mT).neg().softmax(-1)  # B C C
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.by_hand import ByHand
-from ..ops.precision import autocast_dtype, wide
+from ..ops.precision import autocast_dtype, wide_dtype
 from ..registry import Cost, Extent, register
 
 
@@ -83,7 +83,7 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tup
     c, r = x.shape[1], (weight.shape[0] - x.shape[1]) // 2
     qkv = F.conv1d(x.to(dtype), weight.to(dtype)[:, :, None], bias.to(dtype))
     q, k, v = qkv.split_with_sizes((r, r, c), 1)
-    return q.to(wide(dtype)), k.to(wide(dtype)), v
+    return q.to(wide_dtype(dtype)), k.to(wide_dtype(dtype)), v
 
 
 def _plain(x: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_cbam import authors_gate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,6 +13,7 @@ from attnzoo.bench import count
 from attnzoo.ops.by_hand import plain_forms
 
 from contract import made, step
+from test_cbam import authors_gate
 from tolerances import assert_close
 
 

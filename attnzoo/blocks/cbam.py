@@ -58,7 +58,9 @@ class MaxMeanGate(nn.Module):
     def forward(self, maximum: Tensor, mean: Tensor) -> Tensor:
         # The two maps as interleaved channels: convolutions of few channels run far faster so.
         pooled = torch.stack((maximum, mean), -1).permute(0, 3, 1, 2)  # B 2 P Q
-        gate: Tensor = self.bn(self.conv(pooled)).sigmoid()
+        logits = self.conv(pooled).squeeze(1)
+        # As one contiguous channel again: BatchNorm's backward over channels-last sums in half.
+        gate: Tensor = self.bn(logits.unsqueeze(1)).sigmoid()
         return gate.squeeze(1).to(maximum.dtype)
 
 

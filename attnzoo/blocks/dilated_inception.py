@@ -37,10 +37,22 @@ _WASTE = 65_536
 # What lies beside a gated pair in MTGNN's network (of one layer; of several, pick the layer's own
 # keys) and in a layer of PyTorch Geometric Temporal's.
 _GTNET = dict.fromkeys(
-    "start_conv residual_convs skip_convs gconv1 gconv2 norm skip0 skipE end_conv_1 end_conv_2 gc".split()
+    [
+        "start_conv",
+        "residual_convs",
+        "skip_convs",
+        "gconv1",
+        "gconv2",
+        "norm",
+        "skip0",
+        "skipE",
+        "end_conv_1",
+        "end_conv_2",
+        "gc",
+    ]
 )
 _TEMPORAL = dict.fromkeys(
-    "_residual_conv _skip_conv _normalization _mixprop_conv1 _mixprop_conv2".split()
+    ["_residual_conv", "_skip_conv", "_normalization", "_mixprop_conv1", "_mixprop_conv2"]
 )
 
 

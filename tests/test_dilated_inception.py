@@ -155,5 +155,6 @@ def test_other_namings_load(naming: dict[str, str]) -> None:
                 theirs[name + key.removeprefix(ours)] = (
                     value.unsqueeze(2) if value.ndim == 3 else value
                 )
+    theirs["start_conv.weight" if "filter_conv" in naming else "_skip_conv.weight"] = torch.ones(2)
     twin = attnzoo.from_upstream("dilated_inception", theirs, c=8, gated=True)
     assert_close(twin(inputs["x"]), block(inputs["x"]))

@@ -8,6 +8,7 @@ from . import danet_channel as danet_channel
 from . import danet_position as danet_position
 from . import dilated_inception as dilated_inception
 from . import ltae as ltae
+from . import m_gtu as m_gtu
 from . import se as se
 from . import sknet as sknet
 from . import triplet as triplet

@@ -34,6 +34,26 @@ from ..registry import Cost, Extent, register
 
 # Products with padding zeros, per step, up to which one convolution beat one a branch.
 _WASTE = 65_536
+# What lies beside a gated pair in MTGNN's network (of one layer; of several, pick the layer's own
+# keys) and in a layer of PyTorch Geometric Temporal's.
+_GTNET = dict.fromkeys(
+    [
+        "start_conv",
+        "residual_convs",
+        "skip_convs",
+        "gconv1",
+        "gconv2",
+        "norm",
+        "skip0",
+        "skipE",
+        "end_conv_1",
+        "end_conv_2",
+        "gc",
+    ]
+)
+_TEMPORAL = dict.fromkeys(
+    ["_residual_conv", "_skip_conv", "_normalization", "_mixprop_conv1", "_mixprop_conv2"]
+)
 
 
 def cost(
@@ -61,12 +81,16 @@ def cost(
     family="temporal",
     example={"c": 32},
     cost=cost,
-    upstream=(  # MTGNN has our names but for the layer's index; PyTorch Geometric Temporal
-        *({f"filter_convs.{i}": "filter_conv", f"gate_convs.{i}": "gate_conv"} for i in range(5)),
+    upstream=(
+        *(
+            {f"filter_convs.{i}": "filter_conv", f"gate_convs.{i}": "gate_conv", **_GTNET}
+            for i in range(5)
+        ),
         {"_time_conv": "tconv"},
         {
             "_filter_conv._time_conv": "filter_conv.tconv",
             "_gate_conv._time_conv": "gate_conv.tconv",
+            **_TEMPORAL,
         },
     ),
 )

@@ -1,0 +1,204 @@
+"""Multi-scale gated tanh unit: gated convolutions of several widths, mixed back along time.
+
+Paper: DSTAGNN: Dynamic Spatial-Temporal Aware Graph Neural Network for Traffic Flow Forecasting,
+    Lan, Ma, Huang, Wang, Yang, Li, ICML 2022, PMLR 162:11906-11917.
+Code: SYLan2019/DSTAGNN @d9b7f1f, `model/DSTAGNN_my.py`, `GTU` and the tail of
+    `DSTAGNN_block.forward`; no class of theirs is the whole block.
+Math: u_k = W_k * x + b_k, an unpadded convolution to 2 c channels; g_k = tanh(first half) *
+    sigmoid(last half); y = relu(x + dropout(M concat_k(pool(g_k)) + m)), k in `kernels`, where
+    the concatenation and the matrix M run over time. `residual=False` leaves x out, as the authors
+    do in their network's first block. `gtu_only=True` is y = g_k of one kernel, at every
+    `stride`-th step.
+Shapes: (..., T, C) -> the same, T = `length`; with `gtu_only` -> (..., (T - k) // stride + 1, C).
+Differs: the paper max-pools each unit's steps by 2, the authors build that layer and never call
+    it: `pool=None` is their code, `pool=2` the paper's path, assembled from their units (no
+    reference vector of it comes from a run of their block). The convolutions are not causal,
+    whatever the authors' variable is named.
+Cost: with L = sum_k (T - k + 1) (each // pool), parameters sum_k (2 c^2 k + 2 c) + L T + T; MACs
+    sum_k (T - k + 1) 2 c^2 k + c L T for each leading index.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import check
+from ..ops.gated_tanh import gated_tanh
+from ..ops.leading import fold, unfold
+from ..ops.time_conv import time_conv
+from ..registry import Cost, Extent, register
+
+# The rest of the authors' DSTAGNN_block, which a checkpoint holds under the same prefix.
+_BESIDE = dict.fromkeys(
+    ("pre_conv", "EmbedT", "EmbedS", "TAt", "SAt", "cheb_conv_SAt", "residual_conv", "ln")
+)
+
+
+def cost(
+    at: Extent,
+    c: int,
+    length: int,
+    kernels: tuple[int, ...],
+    pool: int | None,
+    residual: bool,
+    dropout: float,
+    gtu_only: bool,
+    stride: int,
+) -> Cost:
+    units = sum(2 * c * c * k + 2 * c for k in kernels)
+    steps = at.steps if gtu_only else length
+    macs = sum(((steps - k) // stride + 1) * 2 * c * c * k for k in kernels)
+    if gtu_only:
+        return Cost(params=units, macs=macs)
+    mixed = sum((length - k + 1) // (pool or 1) for k in kernels)
+    return Cost(params=units + (mixed + 1) * length, macs=macs + c * mixed * length)
+
+
+class GTU(nn.Module):
+    """One gated tanh unit on (N, T, C): tanh(first C channels) * sigmoid(last C) of a convolution.
+
+    Args:
+        c: channels in and out.
+        kernel: taps in time.
+        stride: steps between two outputs.
+    """
+
+    def __init__(self, c: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.con2out = nn.Conv1d(c, 2 * c, kernel, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.con2out
+        return gated_tanh(time_conv(x, conv.weight, conv.bias, stride=conv.stride[0]))
+
+
+@register(
+    "m_gtu",
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "length": 12, "dropout": 0.0},
+    extent=Extent(steps=12),
+    inputs=lambda random, at, config: {
+        "x": random(at.batch, at.steps if config["gtu_only"] else config["length"], config["c"])
+    },
+    cost=cost,
+    upstream=(
+        {"fcmy.0": "fcmy", **_BESIDE},
+        {"fcmy.0": "fcmy", "gtu0": "gtu3", "gtu1": "gtu5", "gtu2": "gtu7"},  # a teaching copy
+        {"con2out": "*.con2out"},  # one unit alone
+    ),
+)
+class MGTU(nn.Module):
+    """Multi-scale gated tanh unit on (..., T, C).
+
+    Args:
+        c: channels in and out.
+        length: T, which the mixing matrix fixes; without effect with `gtu_only`.
+        kernels: taps in time of each unit, all different, none longer than `length`.
+        pool: steps that max pooling takes as one after each unit; None for the authors' code,
+            2 for the paper.
+        residual: whether x is added before the ReLU.
+        dropout: rate of the dropout after the mixing matrix.
+        gtu_only: a single unit, of the one kernel given, and nothing after it.
+        stride: steps between two outputs, with `gtu_only`.
+
+    Raises:
+        ValueError: a kernel, or its pooling, leaves no step of `length`; or an argument of one
+            form was given to the other.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        length: int = 12,
+        kernels: tuple[int, ...] = (3, 5, 7),
+        pool: int | None = None,
+        residual: bool = True,
+        dropout: float = 0.05,
+        gtu_only: bool = False,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        check.positive(c=c, length=length, stride=stride, pool=1 if pool is None else pool)
+        check.sizes(kernels=kernels)
+        check.fraction(dropout=dropout)
+        self.c, self.length, self.kernels = c, length, tuple(kernels)
+        self.pool, self.residual, self.dropout = pool, residual, dropout
+        self.gtu_only, self.stride = gtu_only, stride
+        self._check_form()
+        for k in self.kernels:
+            self.add_module(f"gtu{k}", GTU(c, k, stride))
+        if not gtu_only:
+            self.fcmy = nn.Linear(self._mixed_steps(), length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = [m for m in self.children() if isinstance(m, GTU)]
+        check.sequence(x, self.c, units[0].con2out.weight)
+        self._check_steps(x)
+        h = fold(x)  # N T C
+        if self.gtu_only:
+            return unfold(units[0](h), like=x)
+        g = torch.cat([self._pooled(unit(h)) for unit in units], dim=1)  # N L C
+        weight, bias = self.fcmy.weight, self.fcmy.bias
+        y = torch.baddbmm(bias[:, None], weight.expand(h.shape[0], -1, -1), g)  # N T C
+        y = F.dropout(y, self.dropout, self.training)
+        return unfold((h + y if self.residual else y).relu(), like=x)
+
+    def _pooled(self, g: Tensor) -> Tensor:
+        """(N, T, C) to (N, T // pool, C): the largest of every `pool` steps."""
+        if self.pool is None:
+            return g
+        return F.max_pool2d(g.mT.unsqueeze(2), (1, self.pool)).squeeze(2).mT
+
+    def _mixed_steps(self) -> int:
+        """How many steps the mixing matrix takes: all that the units, pooled, give."""
+        window = self.pool or 1
+        for k in self.kernels:
+            if self.length - k + 1 < window:
+                pooled = f" and pool={self.pool}" if window > 1 else ""
+                raise ValueError(
+                    f"kernels={self.kernels}: k={k}{pooled} leaves no step of "
+                    f"length={self.length}; take kernels of at most {self.length - window + 1}, "
+                    f"or length={k + window - 1} or more"
+                )
+        return sum((self.length - k + 1) // window for k in self.kernels)
+
+    def _check_form(self) -> None:
+        """Refuse what the chosen form, whole or a unit alone, has no place for."""
+        if len(set(self.kernels)) < len(self.kernels):
+            raise ValueError(
+                f"kernels={self.kernels} must all differ: a unit is named by its kernel; "
+                f"take kernels={tuple(dict.fromkeys(self.kernels))}"
+            )
+        if not self.gtu_only and self.stride != 1:
+            raise ValueError(
+                f"stride={self.stride} is for a unit alone; take stride=1, or gtu_only=True"
+            )
+        if self.gtu_only and len(self.kernels) != 1:
+            raise ValueError(
+                f"gtu_only=True takes one kernel, not kernels={self.kernels}; "
+                f"take kernels=({self.kernels[0]},)"
+            )
+        if self.gtu_only and self.pool is not None:
+            raise ValueError(
+                f"pool={self.pool} is for the whole block; with gtu_only=True take pool=None"
+            )
+
+    def _check_steps(self, x: Tensor) -> None:
+        steps = x.shape[-2]
+        if self.gtu_only and steps < self.kernels[0]:
+            raise ValueError(
+                f"x has {steps} steps (shape {tuple(x.shape)}), fewer than the kernel of "
+                f"{self.kernels[0]}; take at least {self.kernels[0]} steps"
+            )
+        if not self.gtu_only and steps != self.length:
+            raise ValueError(
+                f"x has {steps} steps (shape {tuple(x.shape)}); the block was built for "
+                f"length={self.length}: build it with length={steps}"
+            )
+
+    def extra_repr(self) -> str:
+        if self.gtu_only:
+            return f"c={self.c}, gtu_only=True, stride={self.stride}"
+        return f"c={self.c}, length={self.length}, pool={self.pool}, residual={self.residual}"

@@ -2,3 +2,4 @@
 
 from . import ltae as ltae
 from . import se as se
+from . import trend_aware as trend_aware

@@ -1,0 +1,213 @@
+"""Temporal trend-aware attention: queries and keys are convolutions along time, values are points.
+
+Paper: Learning Dynamics and Heterogeneity of Spatial-Temporal Graph Data for Traffic Forecasting,
+    Guo, Lin, Wan, Li, Cong, IEEE TKDE 2021 (ASTGNN).
+Code: guoshnBJTU/ASTGNN @9c2e19b, `model/ASTGNN.py`, `MultiHeadAttentionAwareTemporalContex_q1d_k1d`
+    (`mode="centered"`), `_qc_kc` ("causal") and `_qc_k1d` ("causal_query").
+Math: q = Q * query, k = K * key (convolutions over `kernel_size` steps, dense over channels, zeros
+    beyond the ends), v = V value; y = O concat_h softmax(q_h k_h^T / sqrt(c / heads)) v_h.
+    "centered": both see (kernel_size - 1) / 2 steps to either side; "causal": both see the step
+    and those before it; "causal_query": queries causal, keys centered. `causal=True` also masks
+    the scores of later steps; `segments` cuts the series into blocks, which the convolutions do
+    not look across and the attention does.
+Shapes: (..., T, C) -> (..., T, C), or query (..., Tq, C) with key and value (..., Tk, C) ->
+    (..., Tq, C); weights (..., heads, Tq, Tk). T runs within one node of (B, N, T, C).
+Differs: `mode="causal"` by itself still attends to later steps, as the authors' class does without
+    a mask; only `mode="causal", causal=True` is causal. Under the mask a centered key or query
+    holds the (kernel_size - 1) / 2 steps after its own, so that step t of the output sees step t+1
+    at kernel_size=3: the authors' classes allow that leak, here `causal=True` refuses the two
+    modes that have it. Masked scores are -inf here and -1e9 there, which float16 cannot hold.
+    Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails unless its keys are
+    segments; both work here. Even kernels, which shorten the series there, are refused.
+Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
+    T (2 c^2 kernel_size + 2 c^2) + 2 T^2 c. The authors' causal convolutions also compute
+    kernel_size - 1 columns that are cut off.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import check
+from ..ops import leading
+from ..registry import Cost, Extent, Inputs, Random, register
+
+Mode = Literal["centered", "causal", "causal_query"]
+
+
+def cost(
+    at: Extent,
+    c: int,
+    heads: int,
+    kernel_size: int,
+    mode: Mode,
+    causal: bool,
+    segments: tuple[int, ...] | None,
+    dropout: float,
+) -> Cost:
+    dense = 2 * c * c * (kernel_size + 1)
+    return Cost(params=dense + 4 * c, macs=at.steps * dense + 2 * at.steps**2 * c)
+
+
+def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+    return {"query": random(at.batch, at.steps, config["c"])}
+
+
+@register(
+    "trend_aware",
+    layout="sequence",
+    family="temporal",
+    example={"c": 64},
+    inputs=inputs,
+    cost=cost,
+    upstream=(
+        {
+            "conv1Ds_aware_temporal_context.0": "query",
+            "conv1Ds_aware_temporal_context.1": "key",
+            "linears.0": "value",
+            "linears.1": "out",
+        },
+        {
+            "query_conv1Ds_aware_temporal_context": "query",
+            "key_conv1Ds_aware_temporal_context": "key",
+            "linears.0": "value",
+            "linears.1": "out",
+        },
+    ),
+)
+class TrendAwareAttention(nn.Module):
+    """Trend-aware attention over (..., T, C), or from one series to another.
+
+    Args:
+        c: channels in and out, a multiple of `heads`.
+        heads: contiguous groups of channels that attend each for itself.
+        kernel_size: steps that a query or a key sees, odd.
+        mode: which of the two convolutions are causal: none ("centered"), both ("causal") or the
+            queries' ("causal_query").
+        causal: mask the scores of later steps; with `mode="causal"` no output sees a later step.
+        segments: lengths of the blocks that the convolutions do not look across; queries and keys
+            with `mode="centered"`, keys alone with "causal_query".
+        dropout: on the weights.
+
+    Raises:
+        ValueError: `heads` does not divide `c`, an even kernel, segments with `mode="causal"`, or
+            `causal=True` with a mode whose centered convolutions would leak later steps.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        heads: int = 8,
+        kernel_size: int = 3,
+        mode: Mode = "centered",
+        causal: bool = False,
+        segments: tuple[int, ...] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check.divides(of="c", by="heads", c=c, heads=heads)
+        check.odd(kernel_size=kernel_size)
+        check.fraction(dropout=dropout)
+        _check_mode(mode, causal, segments)
+        self.c, self.heads, self.kernel_size, self.mode = c, heads, kernel_size, mode
+        self.causal, self.segments, self.dropout = causal, segments, dropout
+        self.query = nn.Conv1d(c, c, kernel_size)
+        self.key = nn.Conv1d(c, c, kernel_size)
+        self.value = nn.Linear(c, c)
+        self.out = nn.Linear(c, c)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        key = query if key is None else key
+        value = key if value is None else value
+        self._check(query, key, value)
+        q = self._convolved(self.query, query, self.mode != "centered", self.mode == "centered")
+        k = self._convolved(self.key, key, self.mode == "causal", self.mode != "causal")
+        v = self.value(leading.fold(value))  # N Tk C
+        split = (self.heads, self.c // self.heads)
+        q, k = (t.view(t.shape[0], *split, t.shape[2]) for t in (q, k))  # N heads d T
+        v = v.view(*v.shape[:2], *split).transpose(1, 2)
+        weights = self._weights(q, k)
+        y: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
+        y = leading.unfold(y, query)
+        return (y, leading.unfold(weights, query)) if need_weights else y
+
+    def extra_repr(self) -> str:
+        return (
+            f"c={self.c}, heads={self.heads}, mode={self.mode!r}, causal={self.causal}, "
+            f"segments={self.segments}, dropout={self.dropout}"
+        )
+
+    def _convolved(self, conv: nn.Conv1d, x: Tensor, causal: bool, cut: bool) -> Tensor:
+        """Queries or keys, (N, C, T), of the same length as x."""
+        reach = self.kernel_size - 1
+        ends = (reach, 0) if causal else (reach // 2, reach // 2)
+        series = leading.fold(x).mT
+        parts = [series]
+        if cut and self.segments is not None:
+            parts = list(torch.split(series, list(self.segments), 2))
+        return torch.cat([conv(F.pad(part, ends)) for part in parts], 2)
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        exact = torch.promote_types(q.dtype, torch.float32)
+        scores = (q.to(exact) / math.sqrt(q.shape[2])).mT @ k.to(exact)  # N heads Tq Tk
+        if self.causal:
+            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
+        return F.dropout(scores.softmax(3).to(q.dtype), self.dropout, self.training)
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            check.sequence(x, self.c, self.value.weight, name=name)
+            if x.shape[:-2] != query.shape[:-2]:
+                raise ValueError(
+                    f"{name} has leading axes {tuple(x.shape[:-2])}, query "
+                    f"{tuple(query.shape[:-2])}; they must be the same"
+                )
+        steps = {"query": query.shape[-2], "key": key.shape[-2]}
+        if value.shape[-2] != steps["key"]:
+            raise ValueError(
+                f"value has {value.shape[-2]} steps, key {steps['key']}; they must be the same"
+            )
+        if self.causal and steps["query"] != steps["key"]:
+            raise ValueError(
+                f"query has {steps['query']} steps, key {steps['key']}; causal=True needs the same "
+                "steps in both, to know which are later"
+            )
+        if self.segments is not None:
+            for name in ("query", "key") if self.mode == "centered" else ("key",):
+                if steps[name] != sum(self.segments):
+                    raise ValueError(
+                        f"{name} has {steps[name]} steps; segments={self.segments} make "
+                        f"{sum(self.segments)}"
+                    )
+
+
+def _check_mode(mode: Mode, causal: bool, segments: tuple[int, ...] | None) -> None:
+    if causal and mode != "causal":
+        raise ValueError(
+            f"causal=True with mode={mode!r} would not be causal: centered convolutions hold later "
+            "steps, which the mask cannot hide; take mode='causal'"
+        )
+    if segments is not None:
+        if not segments:
+            raise ValueError("segments=() must have at least one length; None is one segment")
+        check.positive(**{f"segments[{i}]": s for i, s in enumerate(segments)})
+        if mode == "causal":
+            raise ValueError(
+                f"segments={segments} with mode='causal': causal convolutions run over the whole "
+                "series; take mode='centered' or 'causal_query', or segments=None"
+            )

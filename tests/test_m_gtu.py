@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from contract import made, step, stir
-from tolerances import assert_close
 from torch import Tensor
 from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.registry import find
+
+from contract import made, step, stir
+from tolerances import assert_close
 
 CONFIGS = [
     {},

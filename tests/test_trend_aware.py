@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import stir
-from tolerances import assert_close
 from torch import Tensor, nn
 
 import attnzoo
+
+from contract import stir
+from tolerances import assert_close
 
 C, T = 12, 9
 

@@ -11,5 +11,5 @@ from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import se as se
 from . import sknet as sknet
-from . import triplet as triplet
 from . import trend_aware as trend_aware
+from . import triplet as triplet

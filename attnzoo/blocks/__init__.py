@@ -1,4 +1,5 @@
 """The table of contents: importing a block's file registers it."""
 
+from . import relu_linear as relu_linear
 from . import se as se
 from . import swiftformer as swiftformer

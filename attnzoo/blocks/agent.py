@@ -144,7 +144,7 @@ class AgentAttention(nn.Module):
         if self.layout == "image":
             check.image(x, self.c, self.proj.weight)
             size = (x.shape[2], x.shape[3])
-            return self._attend(x.flatten(2).mT, size).mT.unflatten(2, size)
+            return _as_map(self._attend(x.flatten(2).mT, size), size)
         check.sequence(x, self.c, self.proj.weight)
         size = self._size(x.shape[-2])
         return leading.unfold(self._attend(leading.fold(x), size), x)
@@ -182,7 +182,8 @@ class AgentAttention(nn.Module):
         return q, k, v, size
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # B heads T d
+        b, t, c = x.shape
+        return x.reshape(b, t, self.heads, c // self.heads).transpose(1, 2)  # B heads T d
 
     def _key_bias(self, size: tuple[int, int]) -> Tensor:
         """What agents add to their energies with the keys: 1 heads agents M."""
@@ -240,7 +241,7 @@ def _resized(grid: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int])
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x.mT.unflatten(2, size)  # B C H W
+    return x.mT.reshape(x.shape[0], x.shape[2], *size)  # B C H W
 
 
 def _table(*shape: int) -> nn.Parameter:

@@ -18,6 +18,8 @@ Cost: with t = heads dim and S scales, parameters 3 t c + sum_s 3 t (s^2 + dim) 
     + 2 c_out; MACs H W (the same without 2 c_out, + 2 (1 + S) t (dim + 1)).
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,7 +114,7 @@ class LiteMLA(nn.Module):
         z = self.qkv(x)
         fields = [z]
         for deep, point in zip(self.depthwise, self.pointwise, strict=True):
-            fields.append(point(depthwise(z, deep.weight)))
+            fields.append(point(depthwise(z, cast(Tensor, deep.weight))))
         y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
         return y
 
@@ -129,7 +131,7 @@ class LiteMLA(nn.Module):
 
 def attend(z: Tensor, dim: int, eps: float) -> Tensor:
     """ReLU linear attention of (N, 3 dim, T), queries, keys and values in that order."""
-    q, k, v = z.split(dim, 1)
+    q, k, v = z[:, :dim], z[:, dim : 2 * dim], z[:, 2 * dim :]
     v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights: N dim+1 T
     o = (v @ k.relu().mT) @ q.relu()  # N dim+1 T
     total = o[:, dim:]

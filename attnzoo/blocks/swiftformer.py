@@ -81,7 +81,7 @@ class EfficientAdditiveAttention(nn.Module):
         if self.layout == "image":
             check.image(x, self.c, self.w_g)
             y = self._attend(x.flatten(2).mT)  # B HW token_dim
-            return y.mT.unflatten(2, x.shape[2:])
+            return y.mT.reshape(x.shape[0], self.token_dim, *x.shape[2:])
         check.sequence(x, self.c, self.w_g)
         return leading.unfold(self._attend(leading.fold(x)), x)
 

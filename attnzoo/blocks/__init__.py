@@ -1,5 +1,6 @@
 """The table of contents: importing a block's file registers it."""
 
+from . import agent as agent
 from . import cbam as cbam
 from . import coordatt as coordatt
 from . import ct_msa as ct_msa
@@ -9,7 +10,9 @@ from . import danet_position as danet_position
 from . import dilated_inception as dilated_inception
 from . import ltae as ltae
 from . import m_gtu as m_gtu
+from . import relu_linear as relu_linear
 from . import se as se
 from . import sknet as sknet
+from . import swiftformer as swiftformer
 from . import trend_aware as trend_aware
 from . import triplet as triplet

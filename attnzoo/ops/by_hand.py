@@ -73,11 +73,7 @@ def _looked_into(args: tuple[Any, ...]) -> bool:
     return (
         any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
         or any(t.dtype != floating[0].dtype for t in floating)
-<<<<<<< HEAD
-        or any(autocasting(t) for t in floating[:1])
-=======
-        or any(t.is_meta or torch.is_autocast_enabled(t.device.type) for t in floating[:1])
->>>>>>> mamba
+        or any(t.is_meta or autocasting(t) for t in floating[:1])
     )
 
 

@@ -1,0 +1,149 @@
+"""Multi-scale ReLU linear attention: keys and values summed once, at several receptive fields.
+
+Paper: EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction, Cai, Li, Hu,
+    Gan, Han, ICCV 2023, arXiv 2205.14756.
+Code: mit-han-lab/efficientvit @de7d7733, `efficientvit/models/nn/ops.py`, `LiteMLA`.
+Math: z_0 = Wqkv x, z_s = grouped 1x1 (depthwise s x s (z_0)) for each s of `scales`; every z is
+    split into heads of [q, k, v], `dim` channels each; per head, over the T = H W pixels,
+    o_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + eps);
+    y = BN(Wproj [o_0, o_s, ...]). heads = int(c // dim * heads_ratio).
+Shapes: (B, C, H, W) -> (B, c_out, H, W).
+Differs: the paper's normaliser has no eps. The authors' code multiplies queries with keys first
+    where H W <= dim, keys with values first elsewhere; that is one function, and the second order
+    is taken here at every size. Products, sums and the division run in float32 under half precision
+    and autocast, which the authors' do in part; a query that meets no key gives exactly 0 whatever
+    eps is, which in theirs is 0 / eps. timm has eps=1e-5; the authors' L networks set `norm.eps` to
+    1e-7 after building.
+Cost: with t = heads dim and S scales, parameters 3 t c + sum_s 3 t (s^2 + dim) + (1 + S) t c_out
+    + 2 c_out; MACs H W (the same without 2 c_out, + 2 (1 + S) t (dim + 1)).
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import check
+from ..ops.depthwise import depthwise
+from ..ops.precision import as_given, wide
+from ..registry import Cost, Extent, register
+
+
+def cost(
+    at: Extent,
+    c: int,
+    c_out: int | None,
+    dim: int,
+    heads_ratio: float,
+    scales: tuple[int, ...],
+    eps: float,
+) -> Cost:
+    out = c_out or c
+    t = int(c // dim * heads_ratio) * dim
+    fields = 1 + len(scales)
+    weights = 3 * t * c + sum(3 * t * (s * s + dim) for s in scales) + fields * t * out
+    return Cost(
+        params=weights + 2 * out,
+        macs=at.height * at.width * (weights + 2 * fields * t * (dim + 1)),
+    )
+
+
+@register(
+    "relu_linear",
+    layout="image",
+    family="token",
+    example={"c": 64},
+    cost=cost,
+    upstream={  # timm has the same names
+        "qkv.conv": "qkv",
+        "aggreg.*.0": "depthwise.*",
+        "aggreg.*.1": "pointwise.*",
+        "proj.conv": "proj",
+        "proj.norm": "norm",
+    },
+)
+class LiteMLA(nn.Module):
+    """Multi-scale ReLU linear attention on (B, C, H, W).
+
+    Args:
+        c: channels in.
+        c_out: channels out; None: as many as in.
+        dim: channels of a head's query, key and value.
+        heads_ratio: heads are `int(c // dim * heads_ratio)`.
+        scales: odd kernel sizes of the depthwise convolutions; () for none.
+        eps: added to the normaliser.
+
+    Raises:
+        ValueError: no head is left, a scale is even, or eps is negative.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        c_out: int | None = None,
+        dim: int = 8,
+        heads_ratio: float = 1.0,
+        scales: tuple[int, ...] = (5,),
+        eps: float = 1e-15,
+    ) -> None:
+        super().__init__()
+        out = c if c_out is None else c_out
+        check.positive(c=c, c_out=out, dim=dim)
+        for i, scale in enumerate(scales):
+            check.odd(**{f"scales[{i}]": scale})
+        if not 0 <= eps < float("inf"):
+            raise ValueError(f"eps={eps} must be at least 0 and finite, such as 1e-15")
+        heads = _heads(c, dim, heads_ratio)
+        self.c, self.dim, self.heads, self.eps = c, dim, heads, eps
+        width = 3 * heads * dim
+        self.qkv = nn.Conv2d(c, width, 1, bias=False)
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(width, width, s, padding=s // 2, groups=width, bias=False) for s in scales
+        )
+        self.pointwise = nn.ModuleList(
+            nn.Conv2d(width, width, 1, groups=3 * heads, bias=False) for _ in scales
+        )
+        self.proj = nn.Conv2d((1 + len(scales)) * heads * dim, out, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.image(x, self.c, self.qkv.weight)
+        check.batch_norm(self.norm, x.shape[0] * x.shape[2] * x.shape[3], x)
+        z = self.qkv(x)
+        fields = [z]
+        for deep, point in zip(self.depthwise, self.pointwise, strict=True):
+            fields.append(point(depthwise(z, cast(Tensor, deep.weight))))
+        y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
+        return y
+
+    def _attend(self, z: Tensor) -> Tensor:
+        b, _, h, w = z.shape
+        heads = wide(z.reshape(b * self.heads, 3 * self.dim, h * w))
+        with as_given(heads):
+            o = attend(heads, self.dim, self.eps)
+        return o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, dim={self.dim}, heads={self.heads}, eps={self.eps}"
+
+
+def attend(z: Tensor, dim: int, eps: float) -> Tensor:
+    """ReLU linear attention of (N, 3 dim, T), queries, keys and values in that order."""
+    q, k, v = z[:, :dim], z[:, dim : 2 * dim], z[:, 2 * dim :]
+    v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights: N dim+1 T
+    o = (v @ k.relu().mT) @ q.relu()  # N dim+1 T
+    total = o[:, dim:]
+    # A total of 0 means that every product is 0: no eps is needed, or may vanish, to say so.
+    return o[:, :dim] / torch.where(total > 0, total + eps, 1.0)
+
+
+def _heads(c: int, dim: int, heads_ratio: float) -> int:
+    heads = int(c // dim * heads_ratio)
+    if heads < 1:
+        raise ValueError(
+            f"heads_ratio={heads_ratio} leaves no head: int(c // dim * heads_ratio) is {heads} for "
+            f"c={c}, dim={dim}; take dim={min(dim, c)} or less with heads_ratio=1.0 or more"
+        )
+    return heads

@@ -1,0 +1,104 @@
+"""Efficient additive attention: one normalised global query, linear in the number of tokens.
+
+Paper: SwiftFormer: Efficient Additive Attention for Transformer-based Real-time Mobile Vision
+    Applications, Shaker, Maaz, Rasheed, Khan, Yang, Khan, ICCV 2023, arXiv 2303.15446.
+Code: Amshaker/SwiftFormer @4aa6cd67, `models/swiftformer.py`, `EfficientAdditiveAttnetion` (sic).
+Math: q = n(x Wq), k = n(x Wk), both of D = token_dim * heads channels and unit length;
+    a = n_T(q w_g / sqrt(token_dim)) over the T tokens; g = sum_T a q;
+    y = (P(g * k) + q) F, with n(v) = v / max(|v|, 1e-12) and biases in Wq, Wk, P, F.
+Shapes: image (B, C, H, W) -> (B, token_dim, H, W); sequence (..., T, C) -> (..., T, token_dim).
+Differs: a is signed and has unit length over the tokens; it is no softmax and does not sum to one,
+    so 1/sqrt(token_dim) cancels. `heads` only widens D; nothing happens per head. The release of
+    March 2023 took a softmax over an axis of length one, so that g was the plain sum of q;
+    it was corrected in July 2023 and the networks were trained again. Hugging Face's port has the
+    old pooling and weights trained for it: they load here by name and shape, but do not give its
+    outputs. timm's port has the corrected one. The input's width is `c`, the output's `token_dim`.
+Cost: with D = token_dim * heads, parameters 2 (c D + D) + D + D^2 + D + D token_dim + token_dim;
+    MACs T (2 c D + D + D^2 + D token_dim), T = H W for an image.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import check
+from ..ops import leading
+from ..ops.precision import as_given, wide
+from ..registry import Cost, Extent, register
+
+
+def cost(at: Extent, c: int, token_dim: int | None, heads: int, layout: str) -> Cost:
+    out = token_dim or c
+    d = out * heads
+    tokens = at.height * at.width if layout == "image" else at.steps
+    return Cost(
+        params=2 * (c * d + d) + d + d * d + d + d * out + out,
+        macs=tokens * (2 * c * d + d + d * d + d * out),
+    )
+
+
+@register(
+    "swiftformer",
+    layout=("image", "sequence"),
+    family="token",
+    example={"c": 64},
+    cost=cost,
+    upstream={"Proj": "proj"},  # timm and Hugging Face have our names
+)
+class EfficientAdditiveAttention(nn.Module):
+    """Efficient additive attention on (B, C, H, W) or (..., T, C).
+
+    Args:
+        c: channels in.
+        token_dim: channels out; None: as many as in.
+        heads: widens queries and keys to `token_dim * heads` channels.
+        layout: "image" (B, C, H, W) or "sequence" (..., T, C).
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        token_dim: int | None = None,
+        heads: int = 1,
+        layout: Literal["image", "sequence"] = "image",
+    ) -> None:
+        super().__init__()
+        out = c if token_dim is None else token_dim
+        check.positive(c=c, token_dim=out, heads=heads)
+        check.choice("layout", layout, ("image", "sequence"))
+        self.c, self.token_dim, self.heads, self.layout = c, out, heads, layout
+        width = out * heads
+        self.to_query = nn.Linear(c, width)
+        self.to_key = nn.Linear(c, width)
+        self.w_g = nn.Parameter(torch.randn(width, 1))
+        self.proj = nn.Linear(width, width)
+        self.final = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layout == "image":
+            check.image(x, self.c, self.w_g)
+            y = self._attend(x.flatten(2).mT)  # B HW token_dim
+            return y.mT.reshape(x.shape[0], self.token_dim, *x.shape[2:])
+        check.sequence(x, self.c, self.w_g)
+        return leading.unfold(self._attend(leading.fold(x)), x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k = self.to_query(x), self.to_key(x)  # B T D
+        narrow = q.dtype
+        q, k = _unit(q), _unit(k)
+        with as_given(q):
+            score = q @ wide(self.w_g)  # B T 1
+        a = _unit(score * self.token_dim**-0.5, over=1)
+        g = (a * q).sum(1, keepdim=True)  # B 1 D
+        y: Tensor = self.final(self.proj((g * k).to(narrow)) + q.to(narrow))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, token_dim={self.token_dim}, heads={self.heads}, layout={self.layout!r}"
+
+
+def _unit(x: Tensor, over: int = -1) -> Tensor:
+    return F.normalize(wide(x), dim=over)

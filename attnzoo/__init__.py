@@ -2,6 +2,7 @@
 
 from . import blocks as blocks
 from .bench import measure
+from .blocks.pyraformer import pyraformer_mask
 from .reference import verify
 from .registry import (
     Cost,
@@ -29,6 +30,7 @@ __all__ = [
     "from_upstream",
     "measure",
     "names",
+    "pyraformer_mask",
     "register",
     "verify",
 ]

@@ -6,7 +6,7 @@ import attnzoo
 from attnzoo import reference
 from attnzoo.ops.by_hand import plain_forms
 
-FILES = {path.stem: path for path in reference.cases()}
+FILES = {path.stem: path for name in attnzoo.names() for path in reference.cases(name)}
 
 
 @pytest.mark.parametrize("stem", FILES)

@@ -11,6 +11,8 @@ from . import dilated_inception as dilated_inception
 from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import relu_linear as relu_linear
+from . import pyraformer as pyraformer
+from . import pyraformer_cscm as pyraformer_cscm
 from . import se as se
 from . import sknet as sknet
 from . import swiftformer as swiftformer

@@ -1,0 +1,150 @@
+"""Coarser-scale construction: a series and its summaries at ever coarser scales, as one sequence.
+
+Paper: Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and
+    Forecasting, Liu et al., ICLR 2022, OpenReview 0EXmFzUn5I.
+Code: ant-research/Pyraformer @ 84af4db, `pyraformer/Layers.py`, Bottleneck_Construct,
+    Conv_Construct, MaxPooling_Construct, AvgPooling_Construct.
+Math: t_0 = W_down x + b (kind "bottleneck") or x; t_l = ELU(BN(Conv(t_(l-1)))) with kernel and
+    stride w_l = windows[l - 1] (kinds "bottleneck", "conv"), or the maximum or mean of w_l steps;
+    y = LN([x; W_up [t_1; ...; t_n] + b]), W_up for "bottleneck" alone.
+Shapes: (..., T, C) -> (..., S, C), S = T + L_1 + ... + L_n, L_l = floor(L_(l-1) / w_l), finest
+    first; T of at least the product of `windows`.
+Differs: the authors' convolution and pooling kinds have three levels always, any number here.
+    Like theirs, steps at the end that fill no window have no summary.
+Cost: with d = `bottleneck`: parameters 2 c d + d + c + sum_l (d^2 w_l + 3 d) + 2 c, MACs
+    T c d + sum_l L_l d^2 w_l + (S - T) d c; "conv" has d = c without the projections; pooling
+    has 2 c parameters and no MACs.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import check
+from ..ops.leading import fold, unfold
+from ..ops.pyramid import level_sizes
+from ..registry import Cost, Extent, register
+
+Kind = Literal["bottleneck", "conv", "max", "avg"]
+
+
+def checked(windows: Sequence[int]) -> tuple[int, ...]:
+    """Windows of a pyramid, at least one, each at least 1."""
+    check.positive(**{f"windows[{i}]": window for i, window in enumerate(windows)})
+    if not windows:
+        raise ValueError("windows=() gives no coarser level; give one window a level, as (4, 4)")
+    return tuple(windows)
+
+
+def quarter(c: int, name: str) -> int:
+    """The default of a width, `c // 4`, refused where it would be zero."""
+    check.positive(c=c)
+    if c < 4:
+        raise ValueError(f"c={c} leaves {name}=c // 4 no channel; give {name}=1, or c=4 or more")
+    return c // 4
+
+
+def cost(at: Extent, c: int, windows: Sequence[int], kind: Kind, bottleneck: int | None) -> Cost:
+    if kind in ("max", "avg"):
+        return Cost(params=2 * c, macs=0)
+    d = (bottleneck or c // 4) if kind == "bottleneck" else c
+    sizes = level_sizes(at.steps, windows)
+    projected = kind == "bottleneck"
+    return Cost(
+        params=projected * (2 * c * d + d + c) + sum(d * d * w + 3 * d for w in windows) + 2 * c,
+        macs=projected * sum(sizes) * c * d
+        + sum(size * d * d * w for size, w in zip(sizes[1:], windows, strict=True)),
+    )
+
+
+@register(
+    "pyraformer_cscm",
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "windows": (3, 2)},
+    cost=cost,
+    upstream={"conv_layers.*.downConv": "levels.*.conv", "conv_layers": "levels"},
+)
+class CSCM(nn.Module):
+    """Coarser-scale construction module on (..., T, C).
+
+    Args:
+        c: channels in and out.
+        windows: how many nodes of a level one node of the next stands for, finest first.
+        kind: "bottleneck" (convolutions between projections), "conv", "max" or "avg".
+        bottleneck: width of the convolutions of kind "bottleneck"; `c // 4` by default.
+
+    Raises:
+        ValueError: no windows, or one below 1; a bottleneck of no channels; fewer steps than the
+            product of `windows`.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        windows: tuple[int, ...] = (4, 4, 4),
+        kind: Kind = "bottleneck",
+        bottleneck: int | None = None,
+    ) -> None:
+        super().__init__()
+        check.positive(c=c)
+        self.c, self.kind, self.windows = c, kind, checked(windows)
+        width = c
+        if kind == "bottleneck":
+            width = quarter(c, "bottleneck") if bottleneck is None else bottleneck
+            check.positive(bottleneck=width)
+            self.down = nn.Linear(c, width)
+            self.up = nn.Linear(width, c)
+        if kind in ("bottleneck", "conv"):
+            self.levels = nn.ModuleList(_Level(width, window) for window in self.windows)
+        self.norm = nn.LayerNorm(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.sequence(x, self.c, self.norm.weight)
+        level_sizes(x.shape[-2], self.windows)
+        series = fold(x)
+        nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
+        return unfold(self.norm(nodes), x)
+
+    def coarser(self, x: Tensor) -> Tensor:
+        """The nodes of all levels above the finest, (N, T, C) to (N, S - T, C)."""
+        if self.kind in ("max", "avg"):
+            pool = F.max_pool1d if self.kind == "max" else F.avg_pool1d
+            pooled = [x.mT]
+            for window in self.windows:
+                pooled.append(pool(pooled[-1], window))
+            return torch.cat(pooled[1:], 2).mT
+        t = self.down(x) if self.kind == "bottleneck" else x
+        summaries = []
+        for level in self.levels:
+            t = level(t)
+            summaries.append(t)
+        nodes = torch.cat(summaries, 1)
+        return self.up(nodes) if self.kind == "bottleneck" else nodes
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, windows={self.windows}, kind={self.kind!r}"
+
+
+class _Level(nn.Module):
+    """ELU(BN(convolution)) of consecutive windows, (N, T, D) to (N, T // window, D)."""
+
+    def __init__(self, c: int, window: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(c, c, window, stride=window)
+        self.norm = nn.BatchNorm1d(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, steps, window = *x.shape[:2], self.conv.stride[0]
+        size = steps // window
+        check.batch_norm(self.norm, n * size, x)
+        if torch.compiler.is_exporting():  # whose graph serves any T, with a rest or without
+            return F.elu(self.norm(self.conv(x.mT))).mT.contiguous()
+        # Kernel = stride: one matrix product over whole windows.
+        whole = x[:, : size * window].reshape(n * size, -1)  # NL WD
+        y = F.linear(whole, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
+        return F.elu(self.norm(y)).view(n, size, -1)

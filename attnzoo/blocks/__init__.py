@@ -10,9 +10,9 @@ from . import danet_position as danet_position
 from . import dilated_inception as dilated_inception
 from . import ltae as ltae
 from . import m_gtu as m_gtu
-from . import relu_linear as relu_linear
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
+from . import relu_linear as relu_linear
 from . import se as se
 from . import sknet as sknet
 from . import swiftformer as swiftformer

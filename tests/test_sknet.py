@@ -38,7 +38,7 @@ def theirs(
         split_input=False,
     )
     for i, path in enumerate(module.paths, 1):
-        path.conv.padding = (i, i)  # timm pads strides above 2 by more, off the centre
+        path.conv.padding = (i, i)  # timm pads strides above 2 by more, off the center
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5) if "running_var" in name else tensor.normal_(0, 0.5)

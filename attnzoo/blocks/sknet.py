@@ -7,9 +7,9 @@ Math: U_i = relu(BN_i(conv3x3_i(x))) with dilation 1 + i, i < `branches`,
     z = relu(BN(W1 mean_HW(sum_i U_i))), W1: (d, c), d = max(c // reduction, min_dim),
     y = sum_i a_i U_i, a = softmax_i(W2 z), W2: (branches c, d).
 Shapes: (B, C, H, W) -> (B, C, H', W'), H' = (H - 1) // stride + 1.
-Differs: paper and Caffe agree, and we with them. Of other versions, timm's default splits the
-    channels over the branches, PytorchInsight's has no dilation and no floor on d, pppLang/SKNet
-    has dense 5x5, biases and no BN or ReLU on z: none of them is the paper's. Caffe initialises by
+Differs: paper and Caffe agree, and we with them. timm pads more at strides above 2, off center,
+    and by default splits the channels over the branches; PytorchInsight's has no dilation and no
+    floor on d; pppLang/SKNet has dense 5x5, biases and no BN or ReLU on z. Caffe initializes by
     msra and gaussian fillers; here PyTorch's defaults, as timm. Since z is one value a sample,
     training needs a batch of two at least.
 Cost: with M = branches, G = groups, parameters 9 M c^2 / G + 2 M c + c d + 2 d + M d c;

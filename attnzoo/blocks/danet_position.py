@@ -21,8 +21,11 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.by_hand import ByHand
-from ..ops.precision import autocast_dtype, wide_dtype
+from ..ops.precision import autocast_dtype, wide
 from ..registry import Cost, Extent, register
+
+# Up to so many pixels the N x N map is no more than the features, and keeping it is faster.
+_SMALL = 256
 
 
 def cost(at: Extent, c: int, reduction: int) -> Cost:
@@ -64,76 +67,100 @@ class PAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.gamma)
         convs = (self.query_conv, self.key_conv, self.value_conv)
-        weight = torch.cat([conv.weight for conv in convs]).flatten(1)  # 2r+C C
-        bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
-        pixels, low = x.flatten(2), autocast_dtype(x)  # B C N
+        weights = [self.gamma, *(p for conv in convs for p in conv.parameters())]
+        small = not torch.compiler.is_compiling() and x.shape[2] * x.shape[3] <= _SMALL
+        attend = _plain if small else _by_hand
+        low = autocast_dtype(x)
         if low is None:
-            y: Tensor = _attend(pixels, self.gamma, weight, bias, x.dtype)
+            y: Tensor = attend(x, x.dtype, *weights)
         else:  # autocast's dtype by hand: no N x N map is kept, and the residual is exact
             with torch.autocast(x.device.type, enabled=False):
-                y = _attend(pixels, *(t.to(x.dtype) for t in (self.gamma, weight, bias)), low)
-        return y.reshape(x.shape)
+                y = attend(x, low, *(w.to(x.dtype) for w in weights))
+        return y
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
 
 
-def _project(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Queries and keys, in float32 at least, and values, in `dtype`."""
-    c, r = x.shape[1], (weight.shape[0] - x.shape[1]) // 2
-    qkv = F.conv1d(x.to(dtype), weight.to(dtype)[:, :, None], bias.to(dtype))
+def _plain(x: Tensor, dtype: torch.dtype, gamma: Tensor, *weights: Tensor) -> Tensor:
+    """gamma * V softmax(Q^T K)^T + x; products with the values in `dtype`, energies wider."""
+    low = x.to(dtype)
+    pairs = zip(weights[::2], weights[1::2], strict=True)
+    q, k, v = (F.conv2d(low, w.to(dtype), b.to(dtype)).flatten(2) for w, b in pairs)
+    energies = q.mT.to(wide(dtype)) @ k.to(wide(dtype))  # B N N
+    o = (v @ energies.softmax(-1).to(dtype).mT).reshape(x.shape)
+    return gamma * o.to(x.dtype) + x
+
+
+def _stacked(weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The three convolutions as one: weight (2 r + C, C) and bias."""
+    return torch.cat(weights[::2]).flatten(1), torch.cat(weights[1::2])
+
+
+def _project(pixels: Tensor, dtype: torch.dtype, weights: list[Tensor]) -> Tensor:
+    """Queries, keys and values, one below the other."""
+    weight, bias = _stacked(weights)
+    return F.conv1d(pixels.to(dtype), weight.to(dtype)[:, :, None], bias.to(dtype))
+
+
+def _split(qkv: Tensor, c: int) -> tuple[Tensor, ...]:
+    """Queries and keys, in float32 at least, and values."""
+    r = (qkv.shape[1] - c) // 2
     q, k, v = qkv.split_with_sizes((r, r, c), 1)
-    return q.to(wide_dtype(dtype)), k.to(wide_dtype(dtype)), v
-
-
-def _plain(x: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """gamma * V softmax(Q^T K)^T + x on (B, C, N); the matrix products of values in `dtype`."""
-    q, k, v = _project(x, weight, bias, dtype)
-    attention = (q.mT @ k).softmax(-1).to(dtype)  # B N N
-    return gamma * (v @ attention.mT).to(x.dtype) + x
+    return wide(q), wide(k), v
 
 
 def _chunks(x: Tensor) -> list[slice]:
     """Queries in runs, such that a run's rows of the attention stay in a cache."""
     b, _, n = x.shape
-    step = max(64, (1 << 20) // max(1, b * n))
+    step = max(64, (1 << 19) // max(1, b * n))
     return [slice(i, i + step) for i in range(0, n, step)]
 
 
 def _forward(
-    x: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
+    x: Tensor, dtype: torch.dtype, gamma: Tensor, *weights: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    q, k, v = _project(x, weight, bias, dtype)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for run in _chunks(x):
-        attention = (q[:, :, run].mT @ k).softmax(-1).to(dtype)
-        y[:, :, run] = v @ attention.mT
-    return y.mul_(gamma).add_(x), ()
+    pixels = x.flatten(2)  # B C N
+    _, c, n = pixels.shape
+    qkv = _project(pixels, dtype, list(weights))
+    q, k, v = _split(qkv, c)
+    y = torch.empty_like(pixels, memory_format=torch.contiguous_format)
+    for run in _chunks(pixels):
+        attention = torch.bmm(q[:, :, run].mT, k).softmax(-1).to(dtype)  # B n N
+        y[:, :, run] = torch.bmm(v, attention.mT)
+    torch.addcmul(pixels, gamma, y, out=y)
+    # Of many pixels the projections are cheap to repeat beside the attention; of few they are not.
+    return y.view(x.shape), () if n > 4 * c else (qkv,)
 
 
 def _backward(
     needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Softmax rows again, chunk by chunk; gamma multiplies the sums instead of their terms."""
-    x, gamma, weight, bias, dtype = args
-    q, k, v = _project(x, weight, bias, dtype)
-    r, low, high = q.shape[1], grad.to(dtype), q.dtype
-    sums = torch.zeros((x.shape[0], weight.shape[0], x.shape[2]), dtype=high, device=x.device)
-    dq, dk, dv = sums.split_with_sizes((r, r, x.shape[1]), 1)
-    dgamma = torch.zeros((), dtype=high, device=x.device)
-    for run in _chunks(x):
-        attention = (q[:, :, run].mT @ k).softmax(-1)  # B n N
-        dv += low[:, :, run] @ attention.to(dtype)
-        slope = (low[:, :, run].mT @ v).to(high)
-        mean = (attention * slope).sum(-1, keepdim=True)
-        dgamma += mean.sum()
-        slope.sub_(mean).mul_(attention)
-        dq[:, :, run] = k @ slope.mT
-        dk += q[:, :, run] @ slope
+    """The rows of the attention again, run by run; gamma multiplies sums, not their terms."""
+    x, dtype, gamma, *weights = args
+    pixels, grad = x.flatten(2), grad.flatten(2)
+    b, c, _ = pixels.shape
+    qkv = saved[0] if saved else _project(pixels, dtype, weights)
+    q, k, v = _split(qkv, c)
+    sums = torch.zeros_like(qkv, dtype=q.dtype)
+    dq, dk, dv = _split(sums, c)
+    for run in _chunks(pixels):
+        attention = torch.bmm(q[:, :, run].mT, k).softmax(-1)
+        g = grad[:, :, run].to(dtype)
+        slope = torch.bmm(g.mT, v).to(q.dtype)
+        slope = torch._softmax_backward_data(slope, attention, -1, q.dtype)
+        dq[:, :, run] = torch.bmm(k, slope.mT)
+        dk.baddbmm_(q[:, :, run], slope)
+        dv += torch.bmm(g, attention.to(dtype))
+    dgamma = (v * dv).sum().to(x.dtype).expand(1)
     sums = sums.mul_(gamma).to(x.dtype)
-    dx = torch.baddbmm(grad, weight.mT.expand(len(x), -1, -1), sums)
-    dweight = (sums @ x.mT).sum(0)
-    return dx, dgamma.to(x.dtype).expand(1), dweight, sums.sum((0, 2)), None
+    weight, _ = _stacked(weights)
+    dx = torch.baddbmm(grad, weight.mT.expand(b, -1, -1), sums).view(x.shape) if needs[0] else None
+    widths = [len(w) for w in weights[::2]]
+    dweights = torch.bmm(sums, pixels.mT).sum(0)[:, :, None, None].split_with_sizes(widths)
+    dbiases = sums.sum((0, 2)).split_with_sizes(widths)
+    pairs = (d for pair in zip(dweights, dbiases, strict=True) for d in pair)
+    return dx, None, dgamma, *pairs
 
 
-_attend = ByHand(_plain, _forward, _backward)
+_by_hand = ByHand(_plain, _forward, _backward)

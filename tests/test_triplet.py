@@ -96,7 +96,7 @@ def test_the_input_is_neither_copied_nor_kept_again() -> None:
     with Copies(x.numel()) as copies:
         block(x).backward(torch.ones_like(x))
     assert not copies.found
-    assert count.saved_bytes(block, inputs) < 1.5 * x.nbytes  # the sum of the gates
+    assert count.saved_bytes(block, inputs) < 0.8 * x.nbytes  # the maps alone
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

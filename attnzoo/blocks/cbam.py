@@ -20,15 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import check
+from ..ops import maximum
+from ..ops.by_hand import ByHand
+from ..ops.samples import pieces
 from ..registry import Cost, Extent, register
-
-_POOLINGS = {
-    "avg": lambda x: x.mean(2),
-    "max": lambda x: x.max(2).values,  # one index takes the gradient of a tie, as the authors'
-    "lp": lambda x: torch.linalg.vector_norm(x, dim=2),
-    "lse": lambda x: x.logsumexp(2),
-}
-
 
 def cost(
     at: Extent, c: int, reduction: int, kernel_size: int, spatial: bool, pool_types: tuple[str, ...]
@@ -38,6 +33,107 @@ def cost(
         params=2 * c * r + r + c + spatial * (window + 2),
         macs=len(pool_types) * 2 * c * r + spatial * window * at.height * at.width,
     )
+
+
+_POOLINGS = {
+    "avg": lambda x: x.mean(2),
+    "max": lambda x: x.max(2).values,  # one index takes the gradient of a tie, as the authors'
+    "lp": lambda x: torch.linalg.vector_norm(x, dim=2),
+    "lse": lambda x: x.logsumexp(2),
+}
+
+
+def _pool_plain(x: Tensor) -> tuple[Tensor, ...]:
+    plane = x.flatten(2)
+    return x, _POOLINGS["avg"](plane), _POOLINGS["max"](plane)
+
+
+def _pool_forward(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    top, index = maximum.over_plane(x)
+    return (x, x.mean((2, 3)), top), (index,)
+
+
+def _pool_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor],
+    saved: tuple[Tensor],
+    dx: Tensor,
+    d_mean: Tensor,
+    d_top: Tensor,
+) -> tuple[Tensor]:
+    # x goes on through these functions, whose fresh gradient of it each one adds to in place.
+    dx += (d_mean / dx.shape[2:].numel())[:, :, None, None]
+    maximum.add_at(dx.flatten(2), 2, saved[0], d_top)
+    return (dx,)
+
+
+def _pool_channels_plain(x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    u = x * s[:, :, None, None]
+    return x, u.max(1).values, u.mean(1)
+
+
+def _pool_channels_forward(x: Tensor, s: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    found = []
+    for at, room in pieces(x):
+        u = torch.mul(x[at], s[at, :, None, None], out=room)
+        found.append((*maximum.over(u, 1), u.mean(1)))
+    top, index, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return (x, top, mean), (index,)
+
+
+def _pool_channels_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor, Tensor],
+    saved: tuple[Tensor],
+    dx: Tensor,
+    d_top: Tensor,
+    d_mean: Tensor,
+) -> tuple[Tensor, Tensor]:
+    (x, s), index = args, saved[0][:, None]
+    d_mean = d_mean / x.shape[1]
+    ds = torch.empty_like(s)
+    for at, room in pieces(x):
+        torch.sum(torch.mul(x[at], d_mean[at, None], out=room), (2, 3), out=ds[at])
+        dx[at].add_(torch.mul(s[at, :, None, None], d_mean[at, None], out=room))
+    at_top = index.flatten(1)
+    d_top = d_top.flatten(1)
+    ds.scatter_add_(1, at_top, d_top * x.gather(1, index).flatten(1))
+    maximum.add_at(dx, 1, saved[0], (d_top * s.gather(1, at_top)).view(index.squeeze(1).shape))
+    return dx, ds
+
+
+def _scale_plain(x: Tensor, s: Tensor, gate: Tensor) -> Tensor:
+    return x * s[:, :, None, None] * gate[:, None]
+
+
+def _scale_forward(x: Tensor, s: Tensor, gate: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    y = torch.empty_like(x)
+    for at, room in pieces(x):
+        torch.mul(x[at], s[at, :, None, None], out=room)
+        torch.mul(room, gate[at, None], out=y[at])
+    return y, ()
+
+
+def _scale_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor, Tensor, Tensor],
+    saved: tuple[Tensor, ...],
+    dy: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, s, gate = args
+    dx, ds, d_gate = torch.empty_like(x), torch.empty_like(s), torch.empty_like(gate)
+    for at, room in pieces(x):
+        torch.mul(dy[at], s[at, :, None, None], out=room)
+        torch.mul(room, gate[at, None], out=dx[at])
+        torch.sum(room.mul_(x[at]), 1, out=d_gate[at])
+        torch.mul(dy[at], gate[at, None], out=room)
+        torch.sum(room.mul_(x[at]), (2, 3), out=ds[at])
+    return dx, ds, d_gate
+
+
+_pool = ByHand(_pool_plain, _pool_forward, _pool_backward)
+_pool_channels = ByHand(_pool_channels_plain, _pool_channels_forward, _pool_channels_backward)
+_scale = ByHand(_scale_plain, _scale_forward, _scale_backward)
 
 
 class MaxMeanGate(nn.Module):
@@ -112,18 +208,21 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.fc1.weight)
-        u = x * self.channel_gate(x)[:, :, None, None]
+        x, s = self.channel_gate(x)
         if self.spatial is None:
-            return u
+            return x * s[:, :, None, None]
         check.batch_norm(self.spatial.bn, x.shape[0] * x.shape[2] * x.shape[3], x)
-        gate: Tensor = self.spatial(u.max(1).values, u.mean(1))  # B H W
-        return u * gate[:, None]
+        x, top, mean = _pool_channels(x, s)
+        return _scale(x, s, self.spatial(top, mean))
 
-    def channel_gate(self, x: Tensor) -> Tensor:
-        plane = x.flatten(2)
-        pooled = torch.stack([_POOLINGS[kind](plane) for kind in self.pool_types], 1)  # B P C
+    def channel_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if set(self.pool_types) == {"avg", "max"}:
+            x, *poolings = _pool(x)
+        else:
+            poolings = [_POOLINGS[kind](x.flatten(2)) for kind in self.pool_types]
+        pooled = torch.stack(poolings, 1)  # B P C
         logits: Tensor = self.fc2(self.fc1(pooled).relu()).sum(1)  # B C
-        return logits.sigmoid().to(x.dtype)
+        return x, logits.sigmoid().to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, pool_types={self.pool_types}"

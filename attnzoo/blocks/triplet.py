@@ -15,9 +15,13 @@ Cost: parameters 3 (2 kernel_size^2 + 2); MACs 2 kernel_size^2 (C W + H C + H W)
     `spatial` two gates of the three, and no H W.
 """
 
+import torch
 from torch import Tensor, nn
 
 from .. import check
+from ..ops import maximum
+from ..ops.by_hand import ByHand
+from ..ops.samples import pieces
 from ..registry import Cost, Extent, register
 from .cbam import MaxMeanGate
 
@@ -28,6 +32,91 @@ def cost(at: Extent, c: int, kernel_size: int, spatial: bool) -> Cost:
         params=(2 + spatial) * (window + 2),
         macs=window * (c * (at.width + at.height) + spatial * plane),
     )
+
+
+def _axes(spatial: bool) -> tuple[int, ...]:
+    """The axes pooled away for cw, hc and hw."""
+    return (2, 3, 1) if spatial else (2, 3)
+
+
+def _pool_plain(x: Tensor, spatial: bool) -> tuple[Tensor, ...]:
+    pooled = [t for axis in _axes(spatial) for t in (x.max(axis).values, x.mean(axis))]
+    return x, *pooled
+
+
+def _pool_forward(x: Tensor, spatial: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    found = [maximum.over(x, axis) for axis in _axes(spatial)]
+    pooled = [t for axis, (top, _) in zip(_axes(spatial), found) for t in (top, x.mean(axis))]
+    return (x, *pooled), tuple(index for _, index in found)
+
+
+def _pool_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor, bool],
+    indices: tuple[Tensor, ...],
+    dx: Tensor,
+    *grads: Tensor,
+) -> tuple[Tensor | None, ...]:
+    # x goes through `_pool` to `_gate`, whose fresh gradient of it this one is added to.
+    x, spatial = args
+    axes = _axes(spatial)
+    means = [(g / x.shape[axis]).unsqueeze(axis) for g, axis in zip(grads[1::2], axes)]
+    for at, room in pieces(x):
+        dx[at].add_(_sum(means, at, room))
+    for axis, index, grad in zip(axes, indices, grads[::2]):
+        maximum.add_at(dx, axis, index, grad)
+    return dx, None
+
+
+def _gate_plain(x: Tensor, cw: Tensor, hc: Tensor, hw: Tensor | None) -> Tensor:
+    gates = cw[:, :, None] + hc.mT[..., None]
+    return x * (gates / 2 if hw is None else (gates + hw[:, None]) / 3)
+
+
+def _gate_forward(
+    x: Tensor, cw: Tensor, hc: Tensor, hw: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    y, shares = torch.empty_like(x), _shares(cw, hc, hw)
+    for at, room in pieces(x):
+        torch.mul(x[at], _sum(shares, at, room), out=y[at])
+    return y, ()
+
+
+def _gate_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    saved: tuple[Tensor, ...],
+    dy: Tensor,
+) -> tuple[Tensor | None, ...]:
+    x, cw, hc, hw = args
+    shares, count = _shares(cw, hc, hw), 2 if hw is None else 3
+    dx = torch.empty_like(x)
+    d_cw, d_hc, d_hw = (None if t is None else x.new_empty(t.shape) for t in (cw, hc, hw))
+    for at, room in pieces(x):
+        torch.mul(x[at], dy[at], out=room)
+        torch.sum(room, 2, out=d_cw[at])
+        torch.sum(room, 3, out=d_hc[at].mT)
+        if d_hw is not None:
+            torch.sum(room, 1, out=d_hw[at])
+        torch.mul(dy[at], _sum(shares, at, room), out=dx[at])
+    return dx, *(None if d is None else d.div_(count) for d in (d_cw, d_hc, d_hw))
+
+
+def _shares(cw: Tensor, hc: Tensor, hw: Tensor | None) -> list[Tensor]:
+    """What each gate adds to the mean gate, divided where it is small."""
+    if hw is None:
+        return [(cw / 2)[:, :, None], (hc / 2).mT[..., None]]
+    return [(cw / 3)[:, :, None], (hc / 3).mT[..., None], (hw / 3)[:, None]]
+
+
+def _sum(terms: list[Tensor], at: slice, room: Tensor) -> Tensor:
+    """The sum of two or three broadcast terms for some samples, in `room`."""
+    total = torch.add(terms[0][at], terms[1][at], out=room)
+    return total if len(terms) == 2 else total.add_(terms[2][at])
+
+
+_pool = ByHand(_pool_plain, _pool_forward, _pool_backward)
+_gate = ByHand(_gate_plain, _gate_forward, _gate_backward)
 
 
 @register(
@@ -71,10 +160,8 @@ class TripletAttention(nn.Module):
         check.batch_norm(self.hc.bn, b * h * c, x)
         if self.hw is not None:
             check.batch_norm(self.hw.bn, b * h * w, x)
-        cw: Tensor = self.cw(x.max(2).values, x.mean(2))  # B C W
-        hc: Tensor = self.hc(x.max(3).values.mT, x.mean(3).mT)  # B H C
-        gates = cw[:, :, None] + hc.mT[..., None]
-        if self.hw is None:
-            return x * (gates / 2)
-        hw: Tensor = self.hw(x.max(1).values, x.mean(1))  # B H W
-        return x * ((gates + hw[:, None]) / 3)
+        x, *pooled = _pool(x, self.hw is not None)
+        cw = self.cw(*pooled[:2])  # B C W
+        hc = self.hc(*(t.mT for t in pooled[2:4]))  # B H C
+        hw = self.hw(*pooled[4:]) if self.hw is not None else None  # B H W
+        return _gate(x, cw, hc, hw)

@@ -22,7 +22,7 @@ def config(name: str, cls: type[nn.Module], values: Mapping[str, Any]) -> dict[s
     """Constructor values, each held to its annotation; JSON lists become tuples."""
     hints = get_type_hints(cls.__init__)
     return {
-        key: _fitted(f"{name}: {key}", value, hints[key]) if key in hints else value
+        key: fitted(f"{name}: {key}", value, hints[key]) if key in hints else value
         for key, value in values.items()
     }
 
@@ -159,7 +159,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
         )
 
 
-def _fitted(name: str, value: Any, hint: Any) -> Any:
+def fitted(name: str, value: Any, hint: Any) -> Any:
     """`value` as the annotation has it, or a `TypeError` / `ValueError` in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -173,10 +173,10 @@ def _fitted(name: str, value: Any, hint: Any) -> Any:
         options = [a for a in arguments if a is not type(None)]
         for option in options[:-1]:
             try:
-                return _fitted(name, value, option)
+                return fitted(name, value, option)
             except (TypeError, ValueError):
                 continue
-        return _fitted(name, value, options[-1])
+        return fitted(name, value, options[-1])
     if origin is tuple:
         return _fitted_tuple(name, value, arguments, hint)
     if hint is bool and isinstance(value, bool):
@@ -201,6 +201,6 @@ def _fitted_tuple(name: str, value: Any, arguments: tuple[Any, ...], hint: Any) 
     if len(value) != len(arguments):
         raise ValueError(f"{name}={value!r} must have {len(arguments)} items, not {len(value)}")
     return tuple(
-        _fitted(f"{name}[{i}]", item, argument)
+        fitted(f"{name}[{i}]", item, argument)
         for i, (item, argument) in enumerate(zip(value, arguments, strict=True))
     )

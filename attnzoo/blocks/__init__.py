@@ -7,6 +7,7 @@ from . import ct_msa as ct_msa
 from . import danet as danet
 from . import danet_channel as danet_channel
 from . import danet_position as danet_position
+from . import dia as dia
 from . import dilated_inception as dilated_inception
 from . import ltae as ltae
 from . import m_gtu as m_gtu

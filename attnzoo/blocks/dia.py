@@ -1,0 +1,107 @@
+"""Deformable interactive attention: the channel mean gates the channel maximum, and it the mean.
+
+Paper: An Adaptive Dual-Supervised Cross-Deep Dependency Network for Pixel-Wise Classification
+    (ADCD-Net, its DIA module), IEEE TGRS 2025, document 10841446.
+Code: ChenC1027/ADCD-Net @bb9440c, `DIA_Module.py`, `DeformableAttention` (the default `scales`) and
+    `DeformableAttention2` (`scales=(0.1, 0.4)`).
+Math: a = downavg(mean_C x), b = downmax(max_C x), 3x3 convolutions of stride 2;
+    z = [sigmoid(d_conv(a)) * b, sigmoid(d_conv1(b)) * a]; y = relu(x * up2(sigmoid(conv(z)))).
+    `modulated=False` has z = [b, a]. Backward, the gradient that d_conv gives a is multiplied by
+    scales[0], the one that d_conv1 gives b by scales[1]; all else is the derivative.
+Shapes: (B, C, H, W) -> (B, C, H, W).
+Differs: the factors are the authors' full backward hooks, as a function in front of the two
+    convolutions: torch.export drops module hooks without a word, torch.compile(fullgraph=True) and
+    torch.func refuse them. There the factors hold exactly; an export takes those of its time, and
+    keeps them until `run_decompositions()` makes it a program for inference. An infinite a or b
+    becomes nan. The mask of an odd image is cropped to it; the authors' code fails there, and
+    makes four pixels of one. Their constructor's default is modulated=False. Their "deformable"
+    is figurative: nothing is sampled at an offset.
+Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 39 and 36 n.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import check
+from ..registry import Cost, Extent, register
+
+
+def cost(at: Extent, c: int, modulated: bool, scales: tuple[float, float]) -> Cost:
+    half = -(-at.height // 2) * -(-at.width // 2)
+    return Cost(params=39 + 20 * modulated, macs=(36 + 18 * modulated) * half)
+
+
+@register(
+    "dia",
+    layout="image",
+    family="spatial",
+    example={"c": 64},
+    cost=cost,
+    limits={
+        "double backward": "it runs, but scales other than 1 make the gradient no derivative, by "
+        "the authors' design; with scales=(1, 1) both derivatives are checked"
+    },
+)
+class DIA(nn.Module):
+    """Deformable interactive attention on (B, C, H, W).
+
+    Args:
+        c: channels in and out; no parameter depends on it.
+        modulated: whether the mean and the maximum gate each other.
+        scales: factors of the gradients that leave d_conv and d_conv1 towards their inputs; 1 is
+            the derivative. Also an attribute, to be read and set at any time: calls from then on,
+            compiled ones too, take the new factors. Without effect where nothing is modulated.
+    """
+
+    def __init__(
+        self, c: int, *, modulated: bool = True, scales: tuple[float, float] = (0.4, 0.1)
+    ) -> None:
+        super().__init__()
+        check.positive(c=c)
+        self.c, self.modulated = c, modulated
+        self.scales = scales
+        self.conv = nn.Conv2d(2, 1, 3, padding=1)
+        self.downavg = nn.Conv2d(1, 1, 3, stride=2, padding=1)
+        self.downmax = nn.Conv2d(1, 1, 3, stride=2, padding=1)
+        if modulated:
+            self.d_conv = nn.Conv2d(1, 1, 3, padding=1)
+            self.d_conv1 = nn.Conv2d(1, 1, 3, padding=1)
+            nn.init.zeros_(self.d_conv.weight)
+            nn.init.zeros_(self.d_conv1.weight)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Factors of the gradients through d_conv and d_conv1 to their inputs."""
+        return self._scales
+
+    @scales.setter
+    def scales(self, value: tuple[float, float]) -> None:
+        self._scales: tuple[float, float] = check.fitted("scales", value, tuple[float, float])
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.image(x, self.c, self.conv.weight)
+        mask = self._mask(x.mean(1, keepdim=True), x.max(1, keepdim=True).values)
+        return (x * mask[..., : x.shape[2], : x.shape[3]].to(x.dtype)).relu()
+
+    def _mask(self, average: Tensor, maximum: Tensor) -> Tensor:
+        """Two maps of one channel to the mask, an even height and width at least as large."""
+        a, b = self.downavg(average), self.downmax(maximum)  # B 1 ceil(H/2) ceil(W/2)
+        if self.modulated:
+            gate_b = self.d_conv(_scale_gradient(a, self.scales[0])).sigmoid()
+            gate_a = self.d_conv1(_scale_gradient(b, self.scales[1])).sigmoid()
+            a, b = gate_a * a, gate_b * b
+        mask: Tensor = self.conv(torch.cat([b, a], 1)).sigmoid()
+        return F.interpolate(mask, scale_factor=2.0, mode="nearest")
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, modulated={self.modulated}, scales={self.scales}"
+
+
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x itself, its gradient multiplied by `factor`: x.detach() + factor * (x - x.detach()).
+
+    Ordinary operations, and exact: the difference is zero. A custom autograd Function would lose
+    the factor in torch.export as module hooks do.
+    """
+    return torch.lerp(x.detach(), x, factor)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .ops.precision import autocasting
 
 _LAYOUT_AXES = {
+    "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
     "sequence": ("...", "T", "C"),
     "image_series": ("B", "T", "C", "H", "W"),
@@ -108,6 +109,11 @@ def sequence(
     _tensor(name, x, "sequence", c, like)
 
 
+def token(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
+    """`x` is a floating (..., C) with C = `c`, on the device and of the dtype of `like`."""
+    _tensor(name, x, "token", c, like)
+
+
 def image_series(
     x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x"
 ) -> None:
@@ -132,7 +138,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     shown = f"({', '.join(axes)})"
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor {shown}, not {type(x).__name__}")
-    if (x.ndim < 2) if axes[0] == "..." else (x.ndim != len(axes)):
+    if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
     axis = axes.index("C") - len(axes)
     if c is not None and x.shape[axis] != c:

@@ -14,6 +14,8 @@ from . import m_gtu as m_gtu
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
 from . import relu_linear as relu_linear
+from . import dtm as dtm
+from . import mamba as mamba
 from . import se as se
 from . import sknet as sknet
 from . import swiftformer as swiftformer

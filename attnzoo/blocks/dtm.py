@@ -1,0 +1,235 @@
+"""Deep temporal Mamba: features of several depths as one sequence, shallow to deep, prior last.
+
+Paper: ADCD-Net, IEEE TGRS 2025, document 10841446 (its DTM-Module).
+Code: ChenC1027/ADCD-Net @bb9440ce, `ADCD_Net.py` (`S_Net.forward`), which imports `Mamba` from a
+    file `DTM.py` that was never published.
+Math: t_i = relu(norm(W_i flatten(f_i) + b_i)), one token of `dim` per depth; s = [t_1, ..., t_k,
+    token]; y = mamba(norm(s)), c_out wide; out = relu(norm(y_last)), or of another readout `pool`.
+    norm(x) = a_2 (x - mean) / (std + 1e-6) + b_2 with the unbiased std.
+Shapes: k maps (B, C_i, H_i, W_i) and optionally `token` (B, n, dim) -> (B, c_out); with
+    `need_tokens=True` also y, (B, k + n, c_out), for a head of one's own on every depth.
+Differs: the tokenizers, norms, order and readout are the authors'. Their sequence core is not
+    public: assembled here from the official Mamba mixer, its last projection c_out wide. The
+    reference vectors are assembled likewise and are not the authors' numbers. Their code wraps
+    the token in a new `nn.Parameter` at every call, which detaches it and trains nothing:
+    `detach=True` does the same. Their classifier `fc2` is left to the user. `tokenizer="pool"` is
+    ours: it averages each map over a grid before W_i, so that any height and width will do.
+Cost: with n_i = C_i H_i W_i (C_i grid^2 when pooled), parameters sum_i (n_i dim + 3 dim) + 2 dim +
+    mamba + 2 c_out; MACs sum_i n_i dim + mamba's, of k steps and those of the token (the formulas
+    count one).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import check
+from ..registry import Cost, Extent, Inputs, Random, register
+from .mamba import Mamba
+from .mamba import cost as mixer_cost
+
+
+class UnbiasedNorm(nn.Module):
+    """The authors' layer norm: the unbiased deviation, and eps added to it, not to the variance."""
+
+    def __init__(self, size: int, *, name: str, eps: float = 1e-6) -> None:
+        super().__init__()
+        if size < 2:
+            raise ValueError(f"{name}={size} must be at least 2: one number has no deviation")
+        self.eps = eps
+        self.a_2 = nn.Parameter(torch.ones(size))
+        self.b_2 = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        centered = wide - wide.mean(-1, keepdim=True)
+        std = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
+        out: Tensor = self.a_2 * centered / (std + self.eps) + self.b_2
+        return out.to(x.dtype)
+
+
+class Tokenizer(nn.Sequential):
+    """One token of a map: a projection of all its numbers, or of its means over a grid."""
+
+    def __init__(self, size: tuple[int, int, int], dim: int, grid: int | None) -> None:
+        c, height, width = size
+        super().__init__(
+            nn.Linear(c * (grid * grid if grid else height * width), dim),
+            UnbiasedNorm(dim, name="dim"),
+        )
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(x, self.grid) if self.grid else x
+        token: Tensor = self[1](self[0](pooled.flatten(1))).relu()  # B dim
+        return token
+
+
+def cost(
+    at: Extent,
+    sizes: tuple[tuple[int, int, int], ...],
+    dim: int,
+    c_out: int,
+    expand: float,
+    state: int,
+    conv: int,
+    pool: str,
+    tokenizer: str,
+    grid: int,
+    detach: bool,
+) -> Cost:
+    pooled = grid * grid if tokenizer == "pool" else 0
+    maps = dim * sum(c * (pooled or height * width) for c, height, width in sizes)
+    core = mixer_cost(
+        at._replace(steps=len(sizes) + 1),
+        c=dim,
+        state=state,
+        conv=conv,
+        expand=expand,
+        dt_rank="auto",
+        bias=False,
+        conv_bias=True,
+        c_out=c_out,
+    )
+    return Cost(
+        params=maps + 3 * dim * len(sizes) + 2 * dim + core.params + 2 * c_out,
+        macs=maps + core.macs,
+    )
+
+
+def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+    return {
+        "features": [random(at.batch, *size) for size in config["sizes"]],
+        "token": random(at.batch, 1, config["dim"]),
+    }
+
+
+@register(
+    "dtm",
+    layout="features",
+    family="state-space",
+    example={"sizes": ((32, 16, 16), (64, 8, 8), (32, 8, 8), (32, 8, 8)), "dim": 64, "c_out": 64},
+    inputs=inputs,
+    cost=cost,
+    upstream=(
+        {"st": "tokenizers", "mb": "mamba"},  # the assembled reference vectors
+        {
+            **{f"featnet1.Ms_st{i + 1}": f"tokenizers.{i}" for i in range(3)},
+            "Ms_st4": "tokenizers.3",
+            "proj_normms": "proj_norm",
+            "Ms_mb": "mamba",
+            "out_proj_norm": "out_norm",
+        },
+        {
+            **{f"featnet2.Pan_st{i + 1}": f"tokenizers.{i}" for i in range(3)},
+            "Pan_st4": "tokenizers.3",
+            "proj_normpan": "proj_norm",
+            "Pan_mb": "mamba",
+            "out_proj_norm": "out_norm",
+        },
+    ),
+)
+class DTM(nn.Module):
+    """Deep temporal Mamba on a list of (B, C_i, H_i, W_i), shallow to deep.
+
+    `block(features, token=prior)`: the scan is causal, so that the prior, last, sees every depth.
+
+    Args:
+        sizes: (C, H, W) of each map; `tokenizer="pool"` takes other heights and widths too.
+        dim: width of a token.
+        c_out: channels out.
+        expand: inner channels of the mixer per channel of a token.
+        state: size of the state of each inner channel.
+        conv: taps of the mixer's causal convolution.
+        pool: readout: "last" token (the authors' "cls"), "first" (their `cls_token="head"`), or
+            the "mean" of all.
+        tokenizer: "flatten" (the authors') projects all numbers of a map, of one fixed size;
+            "pool" projects the means over a grid, of any size.
+        grid: rows and columns of that grid.
+        detach: whether the token's gradient is cut, as in the authors' training.
+
+    Raises:
+        ValueError: no map, a value below 1, or a norm over one number (`dim` or `c_out` of 1).
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[tuple[int, int, int], ...],
+        *,
+        dim: int = 256,
+        c_out: int = 64,
+        expand: float = 1,
+        state: int = 16,
+        conv: int = 4,
+        pool: Literal["last", "first", "mean"] = "last",
+        tokenizer: Literal["flatten", "pool"] = "flatten",
+        grid: int = 4,
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        check.positive(dim=dim, c_out=c_out, grid=grid)
+        _check_sizes(sizes)
+        self.sizes, self.dim, self.pool, self.detach = sizes, dim, pool, detach
+        across = grid if tokenizer == "pool" else None
+        self.tokenizers = nn.ModuleList(Tokenizer(size, dim, across) for size in sizes)
+        self.proj_norm = UnbiasedNorm(dim, name="dim")
+        self.mamba = Mamba(dim, c_out=c_out, expand=expand, state=state, conv=conv)
+        self.out_norm = UnbiasedNorm(c_out, name="c_out")
+
+    def forward(
+        self, features: Sequence[Tensor], *, token: Tensor | None = None, need_tokens: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, c_out), or that and the mixer's output (B, T, c_out) for every token."""
+        self._check(features, token)
+        tokens = [make(x) for make, x in zip(self.tokenizers, features, strict=True)]
+        series = torch.stack(tokens, 1)  # B k dim
+        if token is not None:
+            series = torch.cat((series, token.detach() if self.detach else token), 1)
+        y = self.mamba(self.proj_norm(series))  # B T c_out
+        read = y.mean(1) if self.pool == "mean" else y[:, 0 if self.pool == "first" else -1]
+        out: Tensor = self.out_norm(read).relu()
+        return (out, y) if need_tokens else out
+
+    def _check(self, features: Sequence[Tensor], token: Tensor | None) -> None:
+        like = self.proj_norm.a_2
+        if not isinstance(features, (list, tuple)) or len(features) != len(self.sizes):
+            got = f"{len(features)} maps" if isinstance(features, (list, tuple)) else features
+            raise ValueError(
+                f"features must be a list of {len(self.sizes)} maps, one for each of "
+                f"sizes={self.sizes}, not {got}"
+            )
+        for i, (x, size, make) in enumerate(
+            zip(features, self.sizes, self.tokenizers, strict=True)
+        ):
+            check.image(x, size[0], like, name=f"features[{i}]")
+            if make.grid is None and tuple(x.shape[1:]) != tuple(size):
+                raise ValueError(
+                    f"features[{i}] has shape {tuple(x.shape)}; tokenizer='flatten' was built for "
+                    f"sizes[{i}]={size}: resize the map, or build with tokenizer='pool'"
+                )
+            _check_batch(f"features[{i}]", x, features[0])
+        if token is not None:
+            check.sequence(token, self.dim, like, name="token")
+            if token.ndim != 3:
+                raise ValueError(f"token has shape {tuple(token.shape)}; it is (B, n, {self.dim})")
+            _check_batch("token", token, features[0])
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}, dim={self.dim}, pool={self.pool!r}"
+
+
+def _check_sizes(sizes: tuple[tuple[int, int, int], ...]) -> None:
+    if not sizes:
+        raise ValueError("sizes=() must name at least one map, such as ((64, 8, 8),)")
+    for i, size in enumerate(sizes):
+        check.positive(**{f"sizes[{i}][{axis}]": n for axis, n in enumerate(size)})
+
+
+def _check_batch(name: str, x: Tensor, like: Tensor) -> None:
+    if x.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"{name} has {x.shape[0]} samples, features[0] has {like.shape[0]}; they must agree"
+        )

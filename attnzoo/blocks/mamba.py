@@ -1,0 +1,235 @@
+"""Mamba mixer: a selective state space over the sequence, in time linear in its length.
+
+Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu, Dao, COLM 2024,
+    arXiv 2312.00752.
+Code: state-spaces/mamba @e9594ce1, `mamba_ssm/modules/mamba_simple.py` (`Mamba`) with
+    `mamba_ssm/ops/selective_scan_interface.py` (`selective_scan_ref`).
+Math: [u, z] = W_in x; u = silu(conv(u)), causal, one filter of `conv` taps per channel;
+    [r, B_t, C_t] = W_x u_t; dt_t = softplus(W_dt r_t + b_dt); A = -exp(A_log);
+    h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t, h_0 = 0, `state` numbers per channel;
+    y = W_out ((C_t h_t + D u_t) * silu(z_t)). u and z have e = int(expand c) channels.
+Shapes: (..., T, C) -> (..., T, C), or c_out channels; `step` takes (..., C).
+Differs: the paper discretises B exactly (its equation 4), the code takes dt B; we follow the code.
+    Theirs needs a CUDA build and has no fallback, their reference loops over the steps; ours is
+    ordinary torch. `c_out` is ours, for blocks that end in another width.
+Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bias] + e(r + 2n) +
+    re + e + en + e + e c_out [+ 2e + c_out with bias]; MACs T (2ce + ek + e(r + 2n) + re + en +
+    e c_out), where en reads the state; the scan itself multiplies about 3en more per step.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import check
+from ..ops import leading
+from ..ops.causal_conv import causal_conv
+from ..ops.selective_scan import selective_scan
+from ..registry import Cost, Extent, register
+
+
+class MambaState(NamedTuple):
+    """What one step of a stream leaves for the next."""
+
+    inputs: Tensor  # (..., conv - 1, e), the latest inputs of the convolution
+    hidden: Tensor  # (..., e, state), float32 for half-precision blocks
+
+
+def cost(
+    at: Extent,
+    c: int,
+    state: int,
+    conv: int,
+    expand: float,
+    dt_rank: int | Literal["auto"],
+    bias: bool,
+    conv_bias: bool,
+    c_out: int | None,
+    **start: object,
+) -> Cost:
+    e, out = int(expand * c), c_out or c
+    r = -(-c // 16) if dt_rank == "auto" else dt_rank
+    linear = 2 * c * e + e * (r + 2 * state) + r * e + e * out
+    return Cost(
+        params=linear
+        + e * (conv + conv_bias)
+        + e * (state + 2)  # A_log, D and the bias of dt
+        + bias * (2 * e + out),
+        macs=at.steps * (linear + e * conv + e * state),
+    )
+
+
+@register(
+    "mamba",
+    layout="sequence",
+    family="state-space",
+    example={"c": 64},
+    cost=cost,
+    upstream={},  # the authors' names are ours
+)
+class Mamba(nn.Module):
+    """Mamba mixer on (..., T, C): causal, with no norm, residual or dropout of its own.
+
+    A stream is computed step by step with `step`, which gives what the whole call gives:
+
+        state = mamba.initial_state()
+        for x_t in stream:  # (..., C)
+            y_t, state = mamba.step(x_t, state)
+
+    Args:
+        c: channels in and, unless `c_out` says otherwise, out.
+        state: size of the state of each inner channel.
+        conv: taps of the causal convolution.
+        expand: inner channels per channel in; `int(expand * c)` of them.
+        dt_rank: rank of the projection that gives the step sizes; "auto" is `c / 16`, rounded up.
+        bias: whether the first and the last projection have biases.
+        conv_bias: whether the convolution has one.
+        c_out: channels out; None is `c`.
+        dt_min: smallest step size at the start of training (with zero input).
+        dt_max: largest step size at the start of training.
+        dt_init: how the step projection starts: "random" (uniform) or "constant".
+        dt_scale: scale of the step projection's start.
+        dt_init_floor: step sizes drawn below this are raised to it.
+
+    Raises:
+        ValueError: a value below 1, no inner channel left, or `dt_min` above `dt_max`.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        state: int = 16,
+        conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        bias: bool = False,
+        conv_bias: bool = True,
+        c_out: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.c, self.state, self.c_out = c, state, c if c_out is None else c_out
+        self.rank = -(-c // 16) if dt_rank == "auto" else dt_rank
+        check.positive(c=c, state=state, conv=conv, dt_rank=self.rank, c_out=self.c_out)
+        inner = _inner(c, expand)
+        self.in_proj = nn.Linear(c, 2 * inner, bias=bias)
+        self.conv1d = nn.Conv1d(inner, inner, conv, groups=inner, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, self.rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(self.rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, self.c_out, bias=bias)
+        with torch.no_grad():
+            self._init_dt(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
+
+    def _init_dt(self, low: float, high: float, init: str, scale: float, floor: float) -> None:
+        """Step sizes log-uniform in [low, high], by the inverse of softplus."""
+        if not 0 < low <= high:
+            raise ValueError(f"dt_min={low} must be above 0 and at most dt_max={high}")
+        if floor <= 0:
+            raise ValueError(f"dt_init_floor={floor} must be above 0, such as 1e-4")
+        check.choice("dt_init", init, ("random", "constant"))
+        bound = scale * self.rank**-0.5
+        if init == "constant":
+            self.dt_proj.weight.fill_(bound)
+        else:
+            self.dt_proj.weight.uniform_(-bound, bound)
+        drawn = torch.rand_like(self.D) * math.log(high / low) + math.log(low)
+        dt = drawn.exp().clamp(min=floor)
+        self.dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.sequence(x, self.c, self.in_proj.weight)
+        u, z = self.in_proj(leading.fold(x)).chunk(2, -1)  # N T e
+        u = F.silu(causal_conv(u, self.conv1d.weight, self.conv1d.bias))
+        dt, b, c = self._selected(u)
+        y = self._gated(selective_scan(u, dt, self._rates(), b, c), u, z)
+        return leading.unfold(y, x)
+
+    def initial_state(self, *batch: int) -> MambaState:
+        """The state before the first step: zeros, for the given leading sizes or for any.
+
+        Without sizes the state spreads over the leading axes of the first `step`.
+        """
+        weight = self.in_proj.weight
+        inner, taps = self.D.shape[0], self.conv1d.kernel_size[0]
+        return MambaState(
+            inputs=weight.new_zeros(*batch, taps - 1, inner),
+            hidden=weight.new_zeros(*batch, inner, self.state, dtype=_kept(weight.dtype)),
+        )
+
+    def step(self, x_t: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """One step of a stream: (..., C) and the state before it, to (..., C) and the state after.
+
+        Args:
+            x_t: the step's input, of any leading sizes, the same at every step.
+            state: what the step before returned; None or `initial_state()` at the first.
+
+        Returns:
+            The step's output, equal to that of the whole call, and the new state; the old one is
+            left alone.
+        """
+        check.token(x_t, self.c, self.in_proj.weight, name="x_t")
+        inputs, hidden = self.initial_state() if state is None else state
+        self._check_state(x_t, inputs, hidden)
+        u, z = self.in_proj(x_t).chunk(2, -1)  # ... e
+        window = torch.cat((inputs.expand(*u.shape[:-1], -1, -1).to(u), u.unsqueeze(-2)), -2)
+        u = (window * self.conv1d.weight[:, 0].t()).sum(-2)  # ... e
+        u = F.silu(u if self.conv1d.bias is None else u + self.conv1d.bias)
+        dt, b, c = self._selected(u)
+        wide = dt.unsqueeze(-1)  # ... e 1
+        drive = (dt * u).unsqueeze(-1) * b.unsqueeze(-2)  # ... e n
+        hidden = (wide * self._rates()).exp() * hidden + drive
+        y = (hidden * c.unsqueeze(-2)).sum(-1)
+        return self._gated(y, u, z), MambaState(window[..., 1:, :], hidden)
+
+    def _selected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes, in float32 at least, and how the input enters and leaves the state."""
+        low, b, c = self.x_proj(u).split((self.rank, self.state, self.state), -1)
+        kind = _kept(u.dtype)
+        dt = F.linear(low, self.dt_proj.weight).to(kind) + self.dt_proj.bias.to(kind)
+        return F.softplus(dt), b, c
+
+    def _rates(self) -> Tensor:
+        return -self.A_log.to(_kept(self.A_log.dtype)).exp()
+
+    def _gated(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        out: Tensor = self.out_proj(((y + self.D.to(y.dtype) * u) * F.silu(z)).to(u.dtype))
+        return out
+
+    def _check_state(self, x_t: Tensor, inputs: Tensor, hidden: Tensor) -> None:
+        wanted = self.initial_state()
+        for name, given, zero in (("inputs", inputs, wanted[0]), ("hidden", hidden, wanted[1])):
+            ahead = tuple(given.shape[:-2])
+            if given.shape[-2:] != zero.shape or ahead not in ((), tuple(x_t.shape[:-1])):
+                raise ValueError(
+                    f"state.{name} has shape {tuple(given.shape)}; for x_t of shape "
+                    f"{tuple(x_t.shape)} it is {(*x_t.shape[:-1], *zero.shape)}: start from "
+                    "initial_state() and pass on what step returned"
+                )
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, state={self.state}"
+
+
+def _inner(c: int, expand: float) -> int:
+    inner = int(expand * c)
+    if inner < 1:
+        raise ValueError(
+            f"expand={expand} leaves no inner channel of c={c} (int({expand * c}) = {inner}); "
+            f"take expand={1 / c:.3g} or more"
+        )
+    return inner
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and step sizes: float32 for half precision."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

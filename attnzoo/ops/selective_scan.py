@@ -1,0 +1,159 @@
+"""The selective scan: a linear recurrence whose decay and drive change from step to step.
+
+    h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t,    y_t = C_t h_t,    h_0 = 0
+
+A is negative, dt not, so that every decay lies in [0, 1]. Both forms multiply decays and exponents
+of sums of dt A only: nothing is divided and no exponent is positive, so nothing can overflow, and
+what underflows is zero indeed.
+
+The plain form cuts the steps into blocks: the steps of all blocks advance together, then the ends
+of the blocks are a shorter sequence of the same kind. It has no loop over the length, so that one
+exported graph serves every length. The hand-written pair goes step by step through chunks that
+stay in the cache, keeps the state at the start of each chunk alone, and computes the others again
+in the backward pass: it keeps steps / CHUNK states instead of several for every step.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import autocast
+from .by_hand import ByHand
+
+BLOCK = 8  # steps of a block of the plain form
+LEVELS = 8  # of blocks in an exported graph, enough for 10 ** 7 steps
+CHUNK = 32  # steps between the states that the hand-written pair keeps
+SLAB = 2**15  # state numbers advanced at a time on a CPU: what keeps a chunk in the cache
+
+
+def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The outputs y of the recurrence, for every step.
+
+    Args:
+        u: (N, T, E), the inputs.
+        dt: (N, T, E), the step sizes, none negative.
+        a: (E, S), the rates of decay, none positive; S is the size of the state of a channel.
+        b: (N, T, S), how the input enters the state.
+        c: (N, T, S), how the state is read.
+
+    Returns:
+        (N, T, E) in float32, in which half-precision arguments are computed too, or in float64.
+    """
+    kind = torch.float64 if u.dtype == torch.float64 else torch.float32
+    with autocast.off(u):
+        return _scan(*(t.to(kind) for t in (u, dt, a, b, c)))  # type: ignore[no-any-return]
+
+
+def _plain(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    drive = (dt * u).unsqueeze(2) * b.unsqueeze(3)  # N T S E
+    states = _states(dt, drive, a.t(), _levels(u.shape[1]))
+    return (c.unsqueeze(2) @ states).squeeze(2)  # N T E
+
+
+def _levels(steps: int) -> int:
+    if isinstance(steps, torch.SymInt) or torch.compiler.is_exporting():
+        return LEVELS
+    levels = 1
+    while steps >= BLOCK:
+        steps = steps // BLOCK + 1
+        levels += 1
+    return levels
+
+
+def _states(dt: Tensor, drive: Tensor, a: Tensor, levels: int) -> Tensor:
+    """All states, (N, T, S, E), of the step sizes (N, T, E) and the drive (N, T, S, E)."""
+    steps = dt.shape[1]
+    blocks = steps // BLOCK + 1
+    spare = blocks * BLOCK - steps  # steps of size zero; at least one, or exports guard against 0
+    blocked = (dt.shape[0], blocks, BLOCK)
+    dt = F.pad(dt, (0, 0, 0, spare)).reshape(*blocked, a.shape[1])  # N K L E
+    drive = F.pad(drive, (0, 0, 0, 0, 0, spare)).reshape(*blocked, *a.shape)  # N K L S E
+    decay = (dt.unsqueeze(3) * a).exp().unbind(2)
+    inner = [drive.select(2, 0)]
+    for step in range(1, BLOCK):
+        inner.append(decay[step] * inner[-1] + drive.select(2, step))
+    states = torch.stack(inner, 2)
+    if levels > 1:
+        passed = dt.cumsum(2)
+        ends = _states(passed.select(2, -1), inner[-1], a, levels - 1)  # N K S E
+        before = F.pad(ends, (0, 0, 0, 0, 1, 0))[:, :-1].unsqueeze(2)  # N K 1 S E
+        states = states + (passed.unsqueeze(3) * a).exp() * before
+    return states.flatten(1, 2)[:, :steps]
+
+
+def _forward(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    rates = a.t().contiguous()  # S E
+    y = torch.empty_like(u)
+    spans = _spans(u.shape[1])
+    starts = u.new_zeros(len(spans), u.shape[0], *rates.shape)
+    for slab in _slabs(u, rates):
+        state = starts[0, slab]
+        for i, span in enumerate(spans):
+            starts[i, slab] = state
+            at = (slab, span)
+            _, states = _advance(u[at], dt[at], rates, b[at], state)
+            state = states[-1]
+            y[at] = (c[at].transpose(0, 1).unsqueeze(2) @ states).squeeze(2).transpose(0, 1)
+    return y, (starts,)
+
+
+def _backward(
+    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    u, dt, a, b, c = args
+    rates = a.t().contiguous()  # S E
+    du, ddt, db, dc = (torch.empty_like(t) for t in (u, dt, b, c))
+    da = torch.zeros_like(rates)
+    spans = _spans(u.shape[1])
+    for slab in _slabs(u, rates):
+        later = torch.zeros_like(saved[0][0, slab])  # what later chunks ask of the last state
+        for i, span in reversed(list(enumerate(spans))):
+            at, start = (slab, span), saved[0][i, slab]
+            ut, dtt, bt, ct, dy = (t[at].transpose(0, 1) for t in (u, dt, b, c, grad))
+            decay, states = _advance(u[at], dt[at], rates, b[at], start)
+            g = dy.unsqueeze(2) * ct.unsqueeze(3)  # L N S E, then the gradient of each state
+            steps = list(zip(g.unbind(0), decay.unbind(0), strict=True))
+            steps[-1][0].add_(later)
+            for (now, _), (after, kept) in zip(steps[-2::-1], steps[:0:-1], strict=True):
+                now.addcmul_(after, kept)
+            later = g[0] * decay[0]
+            dc[at] = (states @ dy.unsqueeze(3)).squeeze(3).transpose(0, 1)
+            db[at] = (g @ (ut * dtt).unsqueeze(3)).squeeze(3).transpose(0, 1)
+            dx = (bt.unsqueeze(2) @ g).squeeze(2)  # L N E, the gradient of dt u
+            decay.mul_(g)  # and with the state before, the gradient of dt a
+            decay[1:].mul_(states[:-1])
+            decay[0].mul_(start)
+            da += torch.mul(decay, dtt.unsqueeze(2), out=g).sum((0, 1))
+            du[at] = (dx * dtt).transpose(0, 1)
+            ddt[at] = (decay.mul_(rates).sum(2) + dx * ut).transpose(0, 1)
+    return du, ddt, da.t(), db, dc
+
+
+def _advance(
+    u: Tensor, dt: Tensor, rates: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decays and states of one chunk, (L, N, S, E), of which the steps lie one after another."""
+    u, dt, b = (t.transpose(0, 1) for t in (u, dt, b))
+    decay = (dt.unsqueeze(2) * rates).exp_()
+    states = (dt * u).unsqueeze(2) * b.unsqueeze(3)
+    for now, kept in zip(states.unbind(0), decay.unbind(0), strict=True):
+        state = now.addcmul_(kept, state)
+    return decay, states
+
+
+def _spans(steps: int) -> list[slice]:
+    return [slice(i, i + CHUNK) for i in range(0, steps, CHUNK)]
+
+
+def _slabs(u: Tensor, rates: Tensor) -> Iterator[slice]:
+    """Samples to go through together: few on a CPU, for its cache; all elsewhere."""
+    every = u.shape[0]
+    size = max(1, SLAB // max(1, rates.numel())) if u.device.type == "cpu" else max(1, every)
+    return (slice(i, i + size) for i in range(0, every, size))
+
+
+_scan = ByHand(_plain, _forward, _backward)

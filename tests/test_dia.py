@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contract import ODD, made, step, stir
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 import attnzoo
 from attnzoo.bench import count
 from attnzoo.registry import find
+
+from contract import ODD, made, step, stir
+from tolerances import assert_close
 
 SCALES = [(0.4, 0.1), (0.1, 0.4), (1.0, 1.0), (0.0, -2.5)]
 

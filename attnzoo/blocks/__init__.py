@@ -9,13 +9,13 @@ from . import danet_channel as danet_channel
 from . import danet_position as danet_position
 from . import dia as dia
 from . import dilated_inception as dilated_inception
+from . import dtm as dtm
 from . import ltae as ltae
 from . import m_gtu as m_gtu
+from . import mamba as mamba
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
 from . import relu_linear as relu_linear
-from . import dtm as dtm
-from . import mamba as mamba
 from . import se as se
 from . import sknet as sknet
 from . import swiftformer as swiftformer

@@ -25,6 +25,7 @@ from ..ops.by_hand import ByHand
 from ..ops.samples import pieces
 from ..registry import Cost, Extent, register
 
+
 def cost(
     at: Extent, c: int, reduction: int, kernel_size: int, spatial: bool, pool_types: tuple[str, ...]
 ) -> Cost:

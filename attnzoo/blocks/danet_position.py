@@ -87,7 +87,7 @@ def _plain(x: Tensor, dtype: torch.dtype, gamma: Tensor, *weights: Tensor) -> Te
     low = x.to(dtype)
     pairs = zip(weights[::2], weights[1::2], strict=True)
     q, k, v = (F.conv2d(low, w.to(dtype), b.to(dtype)).flatten(2) for w, b in pairs)
-    energies = q.mT.to(wide(dtype)) @ k.to(wide(dtype))  # B N N
+    energies = wide(q).mT @ wide(k)  # B N N
     o = (v @ energies.softmax(-1).to(dtype).mT).reshape(x.shape)
     return gamma * o.to(x.dtype) + x
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from .ops.precision import autocast_dtype
+
 _LAYOUT_AXES = {
     "image": ("B", "C", "H", "W"),
     "sequence": ("...", "T", "C"),
@@ -138,7 +140,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             f"{name} is on {x.device}, the block's parameters on {like.device}; "
             f"move one: block.to({str(x.device)!r})"
         )
-    if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != like.dtype and autocast_dtype(x) is None:
         raise TypeError(
             f"{name} is {x.dtype}, the block's parameters {like.dtype}; cast one: "
             f"{name}.to({like.dtype}), or run under torch.autocast"

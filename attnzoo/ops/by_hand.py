@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .precision import autocast_dtype
+
 _Outputs = Tensor | tuple[Tensor, ...]
 _local = threading.local()
 
@@ -71,7 +73,7 @@ def _looked_into(args: tuple[Any, ...]) -> bool:
     return (
         any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
         or any(t.dtype != floating[0].dtype for t in floating)
-        or any(torch.is_autocast_enabled(t.device.type) for t in floating[:1])
+        or any(autocast_dtype(t) is not None for t in floating[:1])
     )
 
 

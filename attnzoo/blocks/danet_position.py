@@ -24,7 +24,7 @@ from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide
 from ..registry import Cost, Extent, register
 
-# Up to so many pixels the N x N map is no more than the features, and keeping it is faster.
+# Up to so many pixels, keeping the N x N map is faster than computing its rows again.
 _SMALL = 256
 
 
@@ -66,8 +66,12 @@ class PAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.gamma)
-        convs = (self.query_conv, self.key_conv, self.value_conv)
-        weights = [self.gamma, *(p for conv in convs for p in conv.parameters())]
+        weights: list[Any] = [
+            self.gamma,
+            *(self.query_conv.weight, self.query_conv.bias),
+            *(self.key_conv.weight, self.key_conv.bias),
+            *(self.value_conv.weight, self.value_conv.bias),
+        ]
         small = not torch.compiler.is_compiling() and x.shape[2] * x.shape[3] <= _SMALL
         attend = _plain if small else _by_hand
         low = autocast_dtype(x)
@@ -153,12 +157,13 @@ def _backward(
         dk.baddbmm_(q[:, :, run], slope)
         dv += torch.bmm(g, attention.to(dtype))
     dgamma = (v * dv).sum().to(x.dtype).expand(1)
-    sums = sums.mul_(gamma).to(x.dtype)
+    dbias = sums.mul_(gamma).sum((0, 2)).to(x.dtype)
+    sums = sums.to(x.dtype)
     weight, _ = _stacked(weights)
     dx = torch.baddbmm(grad, weight.mT.expand(b, -1, -1), sums).view(x.shape) if needs[0] else None
     widths = [len(w) for w in weights[::2]]
     dweights = torch.bmm(sums, pixels.mT).sum(0)[:, :, None, None].split_with_sizes(widths)
-    dbiases = sums.sum((0, 2)).split_with_sizes(widths)
+    dbiases = dbias.split_with_sizes(widths)
     pairs = (d for pair in zip(dweights, dbiases, strict=True) for d in pair)
     return dx, None, dgamma, *pairs
 

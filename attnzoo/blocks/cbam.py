@@ -74,11 +74,12 @@ def _pool_channels_plain(x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pool_channels_forward(x: Tensor, s: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    found = []
+    top, mean = (x.new_empty(x.shape[:1] + x.shape[2:]) for _ in range(2))
+    index = torch.empty_like(top, dtype=torch.long)
     for at, room in pieces(x):
         u = torch.mul(x[at], s[at, :, None, None], out=room)
-        found.append((*maximum.over(u, 1), u.mean(1)))
-    top, index, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
+        top[at], index[at] = maximum.over(u, 1)
+        torch.mean(u, 1, out=mean[at])
     return (x, top, mean), (index,)
 
 

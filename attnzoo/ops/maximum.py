@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_SMALL = 2**16  # numbers below which fewer operations beat faster ones
+
 
 def over(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """`x.max(dim)` of a tensor of any number of axes, `dim` not negative: values and indices.
@@ -12,7 +14,7 @@ def over(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     behind it as channels-last channels is the same, and on a CPU three times as fast.
     """
     inner = x.shape[dim + 1 :].numel()
-    if inner < 8 or x.is_cuda or not x.is_contiguous():
+    if inner < 8 or not _pays(x):
         values, indices = x.max(dim)
         return values, indices
     size = x.shape[dim]
@@ -24,6 +26,9 @@ def over(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def over_plane(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last two axes of (B, C, H, W), and its index in the flattened plane."""
+    if not _pays(x):
+        flat = x.flatten(2).max(2)
+        return flat.values, flat.indices
     width = x.shape[3]
     rows, row = over(x, 2)  # B C W
     values = rows.amax(2)
@@ -34,7 +39,7 @@ def over_plane(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def add_at(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> None:
     """Add `values` to `total`, in place, where `over(_, dim)` found the maxima."""
-    if not total.is_contiguous():
+    if not _pays(total):
         total.scatter_add_(dim, indices.unsqueeze(dim), values.unsqueeze(dim))
         return
     shape, size = total.shape, total.shape[dim]
@@ -43,3 +48,8 @@ def add_at(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> None:
     column = torch.arange(inner, device=total.device)
     flat = (indices.reshape(-1, inner) * inner).add_(row[:, None]).add_(column)
     total.view(-1).index_add_(0, flat.view(-1), values.reshape(-1))
+
+
+def _pays(x: Tensor) -> bool:
+    """Whether the ways around torch's own maximum are worth their fixed cost."""
+    return x.numel() >= _SMALL and x.is_contiguous() and x.device.type == "cpu"

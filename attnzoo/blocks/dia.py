@@ -21,7 +21,6 @@ Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import check
 from ..registry import Cost, Extent, register
@@ -82,20 +81,30 @@ class DIA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
         mask = self._mask(x.mean(1, keepdim=True), x.max(1, keepdim=True).values)
-        return (x * mask[..., : x.shape[2], : x.shape[3]].to(x.dtype)).relu()
+        return (x * _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype)).relu()
 
     def _mask(self, average: Tensor, maximum: Tensor) -> Tensor:
-        """Two maps of one channel to the mask, an even height and width at least as large."""
+        """Two maps of one channel, (B, 1, H, W), to the mask at half their size, rounded up."""
         a, b = self.downavg(average), self.downmax(maximum)  # B 1 ceil(H/2) ceil(W/2)
         if self.modulated:
             gate_b = self.d_conv(_scale_gradient(a, self.scales[0])).sigmoid()
             gate_a = self.d_conv1(_scale_gradient(b, self.scales[1])).sigmoid()
             a, b = gate_a * a, gate_b * b
         mask: Tensor = self.conv(torch.cat([b, a], 1)).sigmoid()
-        return F.interpolate(mask, scale_factor=2.0, mode="nearest")
+        return mask
 
     def extra_repr(self) -> str:
         return f"c={self.c}, modulated={self.modulated}, scales={self.scales}"
+
+
+def _doubled(mask: Tensor, height: int, width: int) -> Tensor:
+    """The mask at twice its size, nearest neighbor, cropped to the image.
+
+    Pixel by pixel: a crop of an interpolated map ties an export to odd or to even sizes.
+    """
+    rows = torch.arange(height, device=mask.device) // 2
+    columns = torch.arange(width, device=mask.device) // 2
+    return mask.index_select(2, rows).index_select(3, columns)
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:

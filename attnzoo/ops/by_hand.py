@@ -92,7 +92,8 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        tensors, saved = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        kept = ctx.saved_tensors  # read once: a checkpoint recomputes them for one reading
+        tensors, saved = kept[: ctx.split], kept[ctx.split :]
         args = list(ctx.constants)
         for i, tensor in zip(ctx.where, tensors, strict=True):
             args[i] = tensor

@@ -178,8 +178,9 @@ class Mamba(nn.Module):
             left alone.
         """
         check.token(x_t, self.c, self.in_proj.weight, name="x_t")
-        inputs, hidden = self.initial_state() if state is None else state
-        self._check_state(x_t, inputs, hidden)
+        state = self.initial_state() if state is None else state
+        self._check_state(x_t, state)
+        inputs, hidden = state
         u, z = self.in_proj(x_t).chunk(2, -1)  # ... e
         window = torch.cat((inputs.expand(*u.shape[:-1], -1, -1).to(u), u.unsqueeze(-2)), -2)
         u = (window * self.conv1d.weight[:, 0].t()).sum(-2)  # ... e
@@ -205,9 +206,12 @@ class Mamba(nn.Module):
         out: Tensor = self.out_proj(((y + self.D.to(y.dtype) * u) * F.silu(z)).to(u.dtype))
         return out
 
-    def _check_state(self, x_t: Tensor, inputs: Tensor, hidden: Tensor) -> None:
-        wanted = self.initial_state()
-        for name, given, zero in (("inputs", inputs, wanted[0]), ("hidden", hidden, wanted[1])):
+    def _check_state(self, x_t: Tensor, state: MambaState) -> None:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise TypeError(
+                f"state must be what step returned or initial_state(), not a {type(state).__name__}"
+            )
+        for name, given, zero in zip(MambaState._fields, state, self.initial_state(), strict=True):
             ahead = tuple(given.shape[:-2])
             if given.shape[-2:] != zero.shape or ahead not in ((), tuple(x_t.shape[:-1])):
                 raise ValueError(

@@ -57,16 +57,21 @@ def _levels(steps: int) -> int:
         return LEVELS
     levels = 1
     while steps >= BLOCK:
-        steps = steps // BLOCK + 1
+        steps = _blocks(steps)
         levels += 1
     return levels
+
+
+def _blocks(steps: int) -> int:
+    """Blocks of so many steps: two at least and some to spare, as an exported graph insists."""
+    return steps // BLOCK + 2
 
 
 def _states(dt: Tensor, drive: Tensor, a: Tensor, levels: int) -> Tensor:
     """All states, (N, T, S, E), of the step sizes (N, T, E) and the drive (N, T, S, E)."""
     steps = dt.shape[1]
-    blocks = steps // BLOCK + 1
-    spare = blocks * BLOCK - steps  # steps of size zero; at least one, or exports guard against 0
+    blocks = _blocks(steps)
+    spare = blocks * BLOCK - steps  # steps of size zero
     blocked = (dt.shape[0], blocks, BLOCK)
     dt = F.pad(dt, (0, 0, 0, spare)).reshape(*blocked, a.shape[1])  # N K L E
     drive = F.pad(drive, (0, 0, 0, 0, 0, spare)).reshape(*blocked, *a.shape)  # N K L S E

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.leading import fold, unfold
-from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbours, pyramid_attention
+from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbours
+from ..ops.pyramid_attention import pyramid_attention
 from ..registry import Cost, Extent, register
 from . import pyraformer_cscm as cscm_file
 

@@ -1,4 +1,4 @@
-"""A pyramid of nodes over a series: its levels, who is whose parent, and attention along it.
+"""A pyramid of nodes over a series: its levels, who is whose neighbour, parent and child.
 
 Level 0 is the series itself; a node of level l + 1 stands for `windows[l]` nodes of level l, its
 children, and the last one adopts the children left over. All levels lie one behind the other,
@@ -43,19 +43,19 @@ def level_sizes(length: int, windows: Sequence[int]) -> list[int]:
 
 def neighbours(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Whom each node attends to, (S, slots), and which slots are empty; those hold the node."""
-    index, empty = _tables(_neighbours, pyramid, device)
+    index, empty = tables(_neighbours, pyramid, device)
     return index, empty
 
 
 def ancestors(pyramid: Pyramid, device: torch.device) -> Tensor:
     """The node of each level that each step belongs to, (T, levels), itself first."""
-    return _tables(_ancestors, pyramid, device)[0]
+    return tables(_ancestors, pyramid, device)[0]
 
 
 _Make = Callable[[Pyramid, torch.device], tuple[Tensor, ...]]
 
 
-def _tables(make: _Make, pyramid: Pyramid, device: torch.device) -> tuple[Tensor, ...]:
+def tables(make: _Make, pyramid: Pyramid, device: torch.device) -> tuple[Tensor, ...]:
     """Tables of eager calls are kept; whatever traces or transforms the call makes its own."""
     if (
         torch.compiler.is_compiling()
@@ -112,22 +112,3 @@ def _ancestors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor]:
         node = (node // window).clamp(max=size - 1)
         found.append(start + node)
     return (torch.stack(found, 1),)
-
-
-def pyramid_attention(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, pyramid: Pyramid
-) -> Tensor:
-    """softmax(q k) v over each node's slots: (B, S, H, D) thrice to (B, S, H, D of v).
-
-    `keep`, (B, H, S, slots), multiplies the weights, as dropout does.
-    """
-    index, empty = neighbours(pyramid, q.device)
-    near_k, near_v = (
-        t.index_select(1, index.flatten()).view(t.shape[0], *index.shape, *t.shape[2:])
-        for t in (k, v)
-    )  # B S slots H D
-    scores = torch.einsum("bshd,bskhd->bhsk", q, near_k)
-    weights = scores.masked_fill(empty, float("-inf")).softmax(-1)
-    if keep is not None:
-        weights = weights * keep
-    return torch.einsum("bhsk,bskhd->bshd", weights, near_v)

@@ -232,11 +232,11 @@ class LTAE(nn.Module):
         self, x: Tensor, code: Tensor | None, padded: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Pools the projected and encoded steps of (B, T, C, P) by the weights of the queries."""
-        heads, width, exact = self.heads, self.width, _exact(x)
+        heads, width, kind = self.heads, self.width, _exact(x)
         key = self.key.weight.view(heads, self.d_k, width) / math.sqrt(self.d_k)
         fold = (self.query[:, :, None] * key).sum(1)  # heads D
         # The same for all steps, so that no weight feels it: the bias gets its gradient, zero.
-        offset = (self.query * self.key.bias.view_as(self.query)).sum(1).to(exact)[:, None]
+        offset = (self.query * self.key.bias.view_as(self.query)).sum(1).to(kind)[None, :, None]
         noise = None
         if self.training and self.dropout.p:
             shape = (x.shape[0], x.shape[3], heads, x.shape[1])
@@ -244,20 +244,27 @@ class LTAE(nn.Module):
         if self.variant == "original":
             return _pool(self._encoded(x), fold, offset, padded, noise, heads)
         if code is not None:
-            shared = fold.view(heads, heads, -1).sum(1).to(exact)  # every head has the same codes
+            shared = fold.view(heads, heads, -1).sum(1).to(kind)  # every head has the same codes
             offset = offset + (code @ shared.t()).mT
-        if self.inconv is not None:
-            projection = self.inconv.weight.view(heads, -1, self.c)
+        if self.inconv is not None and self.inconv.bias is not None:
             fold = fold @ self.inconv.weight.view(width, self.c)
+        # The norm's own weight and bias are folded as well: large tensors hold the bare norm.
         norm = self.in_norm
+        offset = offset + (fold * norm.bias).sum(1).to(kind)[None, :, None]
+        fold = fold * norm.weight
         stats = padded if self.padding_invariant else None
-        tokens = _normalized(x, norm.weight, norm.bias, stats, heads, norm.eps)
+        tokens = _normalized(x, stats, heads, norm.eps)
         own = heads if self.inconv is None else 1
         pooled, weights = _pool(tokens, fold, offset, padded, noise, own)
+        total = weights.sum(3, keepdim=True)  # 1 but for dropout
         if self.inconv is not None and self.inconv.bias is not None:
+            projection = self.inconv.weight.view(width, self.c)
+            shift = self.inconv.bias + (projection * norm.bias).sum(1)
+            projection = (projection * norm.weight).view(heads, -1, self.c)
             pooled = torch.einsum("bphc,hdc->bphd", pooled, projection)
-            bias = self.inconv.bias.view(heads, -1)
-            pooled = pooled + bias * weights.sum(3, keepdim=True).to(bias.dtype)
+        else:
+            pooled, shift = pooled * norm.weight.view(heads, -1), norm.bias
+        pooled = pooled + shift.view(heads, -1) * total
         if code is not None:
             codes = weights.flatten(1, 2) @ code.to(weights.dtype)  # B (P heads) d
             pooled = pooled + codes.view_as(pooled)
@@ -296,14 +303,12 @@ class LTAE(nn.Module):
         return y
 
 
-def _normalized(
-    x: Tensor, weight: Tensor, bias: Tensor, padded: Tensor | None, heads: int, eps: float
-) -> Tensor:
+def _normalized(x: Tensor, padded: Tensor | None, heads: int, eps: float) -> Tensor:
     """Group norm of each pixel's series, (B, T, C, P) to (B, P, C, T), padded steps left out."""
     b, t, c, p = x.shape
     tokens = x.permute(0, 3, 2, 1)  # B P C T
     if padded is None:
-        normal = torch.group_norm(tokens.flatten(0, 1), heads, weight, bias, eps)
+        normal = torch.group_norm(tokens.flatten(0, 1), heads, eps=eps)
         return normal.view(b, p, c, t)
     hidden = padded[:, None, None, None, :]
     groups = tokens.reshape(b, p, heads, c // heads, t).to(_exact(x)).masked_fill(hidden, 0)
@@ -311,8 +316,7 @@ def _normalized(
     mean = groups.sum((3, 4), keepdim=True) / count
     centered = (groups - mean).masked_fill(hidden, 0)
     variance = centered.square().sum((3, 4), keepdim=True) / count
-    normal = (centered * (variance + eps).rsqrt()).flatten(2, 3)
-    return (normal * weight[:, None] + bias[:, None]).to(x.dtype)
+    return (centered * (variance + eps).rsqrt()).flatten(2, 3).to(x.dtype)
 
 
 def _pool(
@@ -321,22 +325,30 @@ def _pool(
     offset: Tensor,
     padded: Tensor | None,
     noise: Tensor | None,
-    own: int,
+    own: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of each row of `fold` over the steps of (B, P, C, T), and the pooled channels.
+    """Attention of each row of `fold` (heads, C) over the steps of `tokens` (B, P, C, T).
 
-    `offset` (B, heads, T) is added to the scores; with `own` = heads every head pools its own
-    group of channels, with 1 all of them: (B, P, heads, C / own).
+    Args:
+        tokens: what is scored and pooled.
+        fold: one query a head, scaled.
+        offset: (B or 1, heads, T or 1), added to the scores.
+        padded: (B, T), True where a step has no weight; a row of nothing else has equal weights.
+        noise: (B, P, heads, T), which the weights are multiplied by.
+        own: 1: every head pools all channels; heads: each its own group.
+
+    Returns:
+        The pooled channels (B, P, heads, C / own) and the weights (B, P, heads, T).
     """
     b, p, c, t = tokens.shape
     heads = fold.shape[0]
     flat = tokens.flatten(0, 1)
     scores = torch.bmm(fold.to(flat.dtype).expand(flat.shape[0], -1, -1), flat)
-    scores = scores.view(b, p, heads, t) + offset[..., None, :, :]
+    scores = scores.view(b, p, heads, t) + offset[:, None]
     if padded is not None:
-        hidden = padded[:, None, None, :]
+        hidden = padded[:, None, None]
         scores = scores.masked_fill(hidden, -math.inf)
-        scores = scores.masked_fill(hidden.all(3, keepdim=True), 0)  # all padded: equal weights
+        scores = scores.masked_fill(hidden.all(3, keepdim=True), 0)
     weights = scores.softmax(3).to(tokens.dtype)
     if noise is not None:
         weights = weights * noise

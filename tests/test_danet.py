@@ -4,10 +4,8 @@ import copy
 
 import pytest
 import torch
-from contract import ODD, made, step
 from test_danet_channel import formula as cam
 from test_danet_position import formula as pam
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +13,9 @@ import attnzoo
 from attnzoo.bench import count
 from attnzoo.bench.workload import make_inputs
 from attnzoo.registry import find
+
+from contract import ODD, made, step
+from tolerances import assert_close
 
 HEAD = {"c": 72, "reduction": 4, "head": True}
 

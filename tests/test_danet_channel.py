@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from contract import made, step
-from tolerances import assert_close
 from torch import Tensor
 
 import attnzoo
 from attnzoo.ops.by_hand import plain_forms
+
+from contract import made, step
+from tolerances import assert_close
 
 
 def formula(x: Tensor, gamma: Tensor) -> Tensor:

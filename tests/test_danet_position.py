@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from contract import made, step
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.blocks import danet_position
 from attnzoo.ops.by_hand import plain_forms
+
+from contract import made, step
+from tolerances import assert_close
 
 LARGE = attnzoo.Extent(batch=2, height=24, width=24)
 UNEVEN = attnzoo.Extent(batch=3, height=19, width=15)

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_mamba import EXACT, errors, gradients, mixer
-from tolerances import assert_close
 from torch import Tensor
 
 import attnzoo
 from attnzoo.blocks.dtm import DTM
+
+from tolerances import assert_close
 
 SIZES = ((3, 5, 4), (6, 2, 3), (2, 1, 1))
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_close
 from torch import Tensor
 
 import attnzoo
@@ -11,6 +10,8 @@ from attnzoo.blocks.mamba import Mamba
 from attnzoo.ops.by_hand import plain_forms
 from attnzoo.ops.causal_conv import causal_conv
 from attnzoo.ops.selective_scan import CHUNK, selective_scan
+
+from tolerances import assert_close
 
 EXACT = 1e-9
 

@@ -42,7 +42,7 @@ def authors(block: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "config",
     [
-        {"c": 32},
+        {"c": 20},
         {"c": 7, "reduction": 3, "kernel_size": 3},
         {"c": 16, "reduction": 1, "kernel_size": 1, "pool_types": ["max"]},
         {"c": 16, "reduction": 4, "spatial": False, "pool_types": ["lse", "lp"]},
@@ -50,7 +50,7 @@ def authors(block: nn.Module, x: Tensor) -> Tensor:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 11)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 11), (57, 64)], ids=str)
 def test_equals_the_authors_formulas(
     config: dict[str, Any], size: tuple[int, int], train: bool
 ) -> None:
@@ -66,7 +66,7 @@ def test_equals_the_authors_formulas(
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
 def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
-    _, block, inputs = made("cbam", dtype=torch.float64, c=16)
+    _, block, inputs = made("cbam", attnzoo.Extent(height=57, width=40), torch.float64, c=16)
     x = inputs["x"].round().relu()  # many ties, whole channels and pixels of zeros among them
     x[:, 3], x[:, :, 2] = 0, 0
     wanted = step(block, {"x": x}, lambda leaves: authors(block, leaves["x"]))
@@ -86,6 +86,20 @@ def test_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
     assert_close(y, wanted, torch.bfloat16)
     (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 1e-3))
     assert grad.isfinite().all()
+
+
+def test_second_derivatives_equal_the_plain_forms() -> None:
+    _, block, inputs = made("cbam", attnzoo.Extent(height=28, width=28), torch.float64, True)
+    x = inputs["x"].requires_grad_()
+
+    def second() -> tuple[Tensor, ...]:
+        y = block(x)
+        (dx,) = torch.autograd.grad(y, x, y.detach().cos(), create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), [x, *block.parameters()], allow_unused=True)
+
+    by_hand = second()
+    with plain_forms():
+        assert_close(by_hand, second())
 
 
 def test_refusals() -> None:

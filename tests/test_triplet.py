@@ -31,7 +31,7 @@ def authors(block: nn.Module, x: Tensor) -> Tensor:
     [{"c": 16}, {"c": 5, "kernel_size": 3}, {"c": 9, "kernel_size": 1, "spatial": False}],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 1), (13, 11)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 1), (13, 11), (57, 84)], ids=str)
 def test_equals_the_authors_formulas(
     config: dict[str, Any], size: tuple[int, int], train: bool
 ) -> None:
@@ -115,6 +115,20 @@ def test_channels_are_free_and_their_order_counts() -> None:
     x = inputs["x"]
     assert block(x[:, :5]).shape == (2, 5, 14, 14)
     assert not torch.allclose(block(x.flip(1)).flip(1), block(x))
+
+
+def test_second_derivatives_equal_the_plain_forms() -> None:
+    _, block, inputs = made("triplet", attnzoo.Extent(height=28, width=28), torch.float64, True)
+    x = inputs["x"].requires_grad_()
+
+    def second() -> tuple[Tensor, ...]:
+        y = block(x)
+        (dx,) = torch.autograd.grad(y, x, y.detach().cos(), create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), [x, *block.parameters()], allow_unused=True)
+
+    by_hand = second()
+    with plain_forms():
+        assert_close(by_hand, second())
 
 
 def test_refusals() -> None:

@@ -133,9 +133,12 @@ def _scale_backward(
     return dx, ds, d_gate
 
 
-_pool = ByHand(_pool_plain, _pool_forward, _pool_backward)
-_pool_channels = ByHand(_pool_channels_plain, _pool_channels_forward, _pool_channels_backward)
-_scale = ByHand(_scale_plain, _scale_forward, _scale_backward)
+_LEAST = 2**16
+_pool = ByHand(_pool_plain, _pool_forward, _pool_backward, _LEAST)
+_pool_channels = ByHand(
+    _pool_channels_plain, _pool_channels_forward, _pool_channels_backward, _LEAST
+)
+_scale = ByHand(_scale_plain, _scale_forward, _scale_backward, _LEAST)
 
 
 class MaxMeanGate(nn.Module):
@@ -167,6 +170,7 @@ class MaxMeanGate(nn.Module):
     layout="image",
     family="spatial",
     example={"c": 64},
+    extent=Extent(height=28, width=28),
     cost=cost,
     upstream={
         "ChannelGate.mlp.1": "fc1",
@@ -215,7 +219,8 @@ class CBAM(nn.Module):
             return x * s[:, :, None, None]
         check.batch_norm(self.spatial.bn, x.shape[0] * x.shape[2] * x.shape[3], x)
         x, top, mean = _pool_channels(x, s)
-        return _scale(x, s, self.spatial(top, mean))
+        y: Tensor = _scale(x, s, self.spatial(top, mean))
+        return y
 
     def channel_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if set(self.pool_types) == {"avg", "max"}:

@@ -46,7 +46,9 @@ def _pool_plain(x: Tensor, spatial: bool) -> tuple[Tensor, ...]:
 
 def _pool_forward(x: Tensor, spatial: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     found = [maximum.over(x, axis) for axis in _axes(spatial)]
-    pooled = [t for axis, (top, _) in zip(_axes(spatial), found) for t in (top, x.mean(axis))]
+    pooled = [
+        t for axis, (top, _) in zip(_axes(spatial), found, strict=True) for t in (top, x.mean(axis))
+    ]
     return (x, *pooled), tuple(index for _, index in found)
 
 
@@ -60,10 +62,10 @@ def _pool_backward(
     # x goes through `_pool` to `_gate`, whose fresh gradient of it this one is added to.
     x, spatial = args
     axes = _axes(spatial)
-    means = [(g / x.shape[axis]).unsqueeze(axis) for g, axis in zip(grads[1::2], axes)]
+    means = [(g / x.shape[axis]).unsqueeze(axis) for g, axis in zip(grads[1::2], axes, strict=True)]
     for at, room in pieces(x):
         dx[at].add_(_sum(means, at, room))
-    for axis, index, grad in zip(axes, indices, grads[::2]):
+    for axis, index, grad in zip(axes, indices, grads[::2], strict=True):
         maximum.add_at(dx, axis, index, grad)
     return dx, None
 
@@ -89,9 +91,10 @@ def _gate_backward(
     dy: Tensor,
 ) -> tuple[Tensor | None, ...]:
     x, cw, hc, hw = args
-    shares, count = _shares(cw, hc, hw), 2 if hw is None else 3
+    shares = _shares(cw, hc, hw)
     dx = torch.empty_like(x)
-    d_cw, d_hc, d_hw = (None if t is None else x.new_empty(t.shape) for t in (cw, hc, hw))
+    d_cw, d_hc = x.new_empty(cw.shape), x.new_empty(hc.shape)
+    d_hw = None if hw is None else x.new_empty(hw.shape)
     for at, room in pieces(x):
         torch.mul(x[at], dy[at], out=room)
         torch.sum(room, 2, out=d_cw[at])
@@ -99,7 +102,7 @@ def _gate_backward(
         if d_hw is not None:
             torch.sum(room, 1, out=d_hw[at])
         torch.mul(dy[at], _sum(shares, at, room), out=dx[at])
-    return dx, *(None if d is None else d.div_(count) for d in (d_cw, d_hc, d_hw))
+    return dx, *(None if d is None else d.div_(len(shares)) for d in (d_cw, d_hc, d_hw))
 
 
 def _shares(cw: Tensor, hc: Tensor, hw: Tensor | None) -> list[Tensor]:
@@ -164,4 +167,5 @@ class TripletAttention(nn.Module):
         cw = self.cw(*pooled[:2])  # B C W
         hc = self.hc(*(t.mT for t in pooled[2:4]))  # B H C
         hw = self.hw(*pooled[4:]) if self.hw is not None else None  # B H W
-        return _gate(x, cw, hc, hw)
+        y: Tensor = _gate(x, cw, hc, hw)
+        return y

@@ -40,6 +40,8 @@ class ByHand:
             tensors for the backward pass (the arguments are kept anyway).
         backward: `backward(needs, args, saved, *grads) -> gradients`, one for each argument, None
             where `needs` is False or the argument is no tensor.
+        least: calls whose first argument has fewer numbers take the plain form, where the pair
+            was measured to cost more than it saves.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class ByHand:
         plain: Callable[..., _Outputs],
         forward: Callable[..., tuple[_Outputs, tuple[Tensor, ...]]],
         backward: Callable[..., tuple[Tensor | None, ...]],
+        least: int = 0,
     ) -> None:
         self.plain, self.forward, self.backward = plain, forward, backward
+        self.least = least
 
     def __call__(self, *args: Any) -> Any:
-        if _looked_into(args):
+        if _looked_into(args) or args[0].numel() < self.least:
             return self.plain(*args)
         if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
             return _Pair.apply(self, *args)
@@ -77,8 +81,16 @@ def _looked_into(args: tuple[Any, ...]) -> bool:
     )
 
 
+def _batched(grad: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
+
+
 class _Pair(torch.autograd.Function):
-    """Ties a `ByHand` pair into the graph; a second derivative goes through the plain form."""
+    """Ties a `ByHand` pair into the graph.
+
+    Second derivatives and batches of gradients (`is_grads_batched`) go through the plain form.
+    """
 
     @staticmethod
     def forward(ctx: Any, pair: ByHand, *args: Any) -> Any:
@@ -98,11 +110,16 @@ class _Pair(torch.autograd.Function):
         for i, tensor in zip(ctx.where, tensors, strict=True):
             args[i] = tensor
         needs = ctx.needs_input_grad[1:]
-        if not torch.is_grad_enabled():
+        again = torch.is_grad_enabled()
+        batched = any(_batched(g) for g in grads)
+        if not (again or batched):
             return None, *ctx.pair.backward(needs, tuple(args), saved, *grads)
-        outputs = ctx.pair.plain(*args)
-        wanted = [a for a, need in zip(args, needs, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True)
-        )
+        with torch.enable_grad():
+            # Views, since one argument may be computed from another: a gradient stops at each.
+            args = [a.view_as(a) if isinstance(a, Tensor) else a for a in args]
+            outputs = ctx.pair.plain(*args)
+            wanted = [a for a, need in zip(args, needs, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(outputs, wanted, grads, create_graph=again, allow_unused=True)
+            )
         return None, *(next(found) if need else None for need in needs)

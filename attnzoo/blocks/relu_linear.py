@@ -137,7 +137,8 @@ def _grouped(z: Tensor, weight: Tensor) -> Tensor:
     b, c, h, w = z.shape
     dim = weight.shape[1]
     groups = weight.view(c // dim, dim, dim).repeat(b, 1, 1)
-    return torch.bmm(groups, z.reshape(b * c // dim, dim, h * w)).view(b, c, h, w)
+    y = torch.bmm(groups, z.reshape(b * c // dim, dim, h * w))
+    return y.view(b, c, h, w)
 
 
 def _plain(z: Tensor, dim: int, eps: float) -> Tensor:

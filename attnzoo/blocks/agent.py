@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from .. import check
 from ..ops import leading
-from ..ops.depthwise import depthwise
 from ..registry import Cost, Extent, Inputs, Random, register
 
 _GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, whatever the window
@@ -161,7 +160,9 @@ class AgentAttention(nn.Module):
         read = F.scaled_dot_product_attention(
             self._split(q), a, gathered, attn_mask=to_queries.to(q.dtype)
         )
-        local = F.pad(self._local(v[:, first:], coarse, size), (0, 0, first, 0))
+        local = self._local(v[:, first:], coarse, size)
+        if first:
+            local = F.pad(local, (0, 0, first, 0))
         y: Tensor = self.proj(read.transpose(1, 2).flatten(2) + local)
         return y
 
@@ -202,7 +203,8 @@ class AgentAttention(nn.Module):
         if self.sr_ratio > 1:
             whole = [side * self.sr_ratio for side in coarse]
             values = F.interpolate(values, whole, mode="bilinear")[..., : size[0], : size[1]]
-        return depthwise(values, self.dwc.weight, self.dwc.bias).flatten(2).mT
+        local: Tensor = self.dwc(values)
+        return local.flatten(2).mT
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """H and W of a sequence: those of `window`, or of `window` scaled to this many tokens."""

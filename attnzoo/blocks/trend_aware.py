@@ -116,8 +116,9 @@ class TrendAwareAttention(nn.Module):
         _check_mode(mode, causal, segments)
         self.c, self.heads, self.kernel_size, self.mode = c, heads, kernel_size, mode
         self.causal, self.segments, self.dropout = causal, segments, dropout
-        self.query = nn.Conv1d(c, c, kernel_size)
-        self.key = nn.Conv1d(c, c, kernel_size)
+        sides = kernel_size // 2  # a causal convolution pads its input's past itself
+        self.query = nn.Conv1d(c, c, kernel_size, padding=sides if mode == "centered" else 0)
+        self.key = nn.Conv1d(c, c, kernel_size, padding=0 if mode == "causal" else sides)
         self.value = nn.Linear(c, c)
         self.out = nn.Linear(c, c)
         for layer in (self.query, self.key, self.value, self.out):
@@ -153,13 +154,13 @@ class TrendAwareAttention(nn.Module):
 
     def _convolved(self, conv: nn.Conv1d, x: Tensor, causal: bool, cut: bool) -> Tensor:
         """Queries or keys, (N, C, T), of the same length as x."""
-        reach = self.kernel_size - 1
-        ends = (reach, 0) if causal else (reach // 2, reach // 2)
         series = leading.fold(x).mT
-        parts = [series]
-        if cut and self.segments is not None:
-            parts = list(torch.split(series, list(self.segments), 2))
-        return torch.cat([conv(F.pad(part, ends)) for part in parts], 2)
+        if causal:
+            series = F.pad(series, (self.kernel_size - 1, 0))
+        if self.segments is None or not cut:
+            whole: Tensor = conv(series)
+            return whole
+        return torch.cat([conv(part) for part in torch.split(series, list(self.segments), 2)], 2)
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from attnzoo.ops.by_hand import ByHand, plain_forms
+
 from tolerances import assert_close
 
 calls: list[str] = []

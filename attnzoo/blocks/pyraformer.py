@@ -14,7 +14,8 @@ Differs: paper and code have the same arithmetic. The authors' default computes 
     mask allows are computed, for every length. Dropout is 0 by default, theirs 0.05.
 Cost: with S nodes, f = d_inner and K = 2 (inner // 2) + 1 + 2 max(windows) slots a node: the
     parameters and MACs of CSCM; a layer has parameters c heads (2 d_k + d_v) + heads d_v c + 3 c +
-    2 c f + f + 3 c, MACs S c heads (2 d_k + 2 d_v) + heads S K (d_k + d_v) + 2 S c f.
+    2 c f + f + 3 c, MACs (S c + Q c + Q K) heads (d_k + d_v) + 2 Q c f, where Q is S, but T in the
+    last layer before output="finest", which nothing else of that layer is needed for.
 """
 
 import math
@@ -48,6 +49,7 @@ def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
     """
     check.positive(length=length, inner=inner)
     pyramid = Pyramid(length, cscm_file.checked(windows), inner)
+    level_sizes(length, pyramid.windows, shown="length={}")
     index, _ = neighbours(pyramid, torch.device("cpu"))
     return torch.ones(len(index), len(index), dtype=torch.bool).scatter_(1, index, False)
 
@@ -70,10 +72,11 @@ def cost(
     params, macs = cscm_file.cost(at, c, windows, cscm, bottleneck)
     k, v, f = heads * (d_k or c // 4), heads * (d_v or c // 4), d_inner or c
     nodes = sum(level_sizes(at.steps, windows))
+    asking = n_layers * nodes - (output == "finest") * (nodes - at.steps)
     slots = Pyramid(at.steps, windows, inner).slots
     return Cost(
         params=params + n_layers * (c * (2 * k + 2 * v) + 2 * c * f + f + 6 * c),
-        macs=macs + n_layers * nodes * (c * (2 * k + 2 * v) + slots * (k + v) + 2 * c * f),
+        macs=macs + n_layers * nodes * c * (k + v) + asking * ((c + slots) * (k + v) + 2 * c * f),
     )
 
 
@@ -152,13 +155,14 @@ class Pyraformer(nn.Module):
         check.sequence(x, self.c, self.cscm.norm.weight)
         pyramid = Pyramid(x.shape[-2], self.cscm.windows, self.inner)
         z = self.cscm(fold(x))  # N S C
-        for layer in self.layers:
-            z = layer(z, pyramid)
-        if self.output == "finest":
-            z = z[:, : pyramid.length]
-        elif self.output == "gather":
+        for layer in self.layers[:-1]:
+            z = layer(z, pyramid, z.shape[1])
+        finest = self.output == "finest"
+        z = self.layers[-1](z, pyramid, pyramid.length if finest else z.shape[1])
+        if self.output == "gather":
             index = ancestors(pyramid, x.device)
-            z = z.index_select(1, index.flatten()).view(z.shape[0], pyramid.length, -1)
+            shape = (z.shape[0], pyramid.length, index.shape[1] * self.c)
+            z = z.index_select(1, index.flatten()).view(shape)
         return unfold(z, x)
 
     def extra_repr(self) -> str:
@@ -180,15 +184,18 @@ class PyramidAttention(nn.Module):
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor, pyramid: Pyramid) -> Tensor:
+    def forward(self, x: Tensor, pyramid: Pyramid, wanted: int) -> Tensor:
+        """The first `wanted` nodes of (N, S, C)."""
+        first = x[:, :wanted]
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value)
+            layer(nodes).unflatten(-1, (self.heads, -1))
+            for layer, nodes in ((self.query, first), (self.key, x), (self.value, x))
         )  # B S H D
         keep = None
         if self.training and self.dropout.p:
-            keep = self.dropout(q.new_ones(x.shape[0], self.heads, x.shape[1], pyramid.slots))
+            keep = self.dropout(q.new_ones(x.shape[0], self.heads, wanted, pyramid.slots))
         attended = pyramid_attention(q / math.sqrt(q.shape[-1]), k, v, keep, pyramid)
-        y: Tensor = self.norm(x + self.dropout(self.out(attended.flatten(2))))
+        y: Tensor = self.norm(first + self.dropout(self.out(attended.flatten(2))))
         return y
 
 
@@ -205,8 +212,8 @@ class _Layer(nn.Module):
         self.norm = nn.LayerNorm(c, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, pyramid: Pyramid) -> Tensor:
-        x = self.attention(x, pyramid)
+    def forward(self, x: Tensor, pyramid: Pyramid, wanted: int) -> Tensor:
+        x = self.attention(x, pyramid, wanted)
         hidden = self.dropout(F.gelu(self.fc1(x)))
         y: Tensor = self.norm(x + self.dropout(self.fc2(hidden)))
         return y

@@ -105,8 +105,10 @@ class CSCM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.norm.weight)
-        level_sizes(x.shape[-2], self.windows)
-        series = fold(x)
+        sizes = level_sizes(x.shape[-2], self.windows)
+        series = fold(x)  # N T C
+        if self.kind in ("bottleneck", "conv"):
+            check.batch_norm(self.levels[-1].norm, series.shape[0] * sizes[-1], x)
         nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
         return unfold(self.norm(nodes), x)
 
@@ -141,10 +143,9 @@ class _Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, steps, window = *x.shape[:2], self.conv.stride[0]
         size = steps // window
-        check.batch_norm(self.norm, n * size, x)
         if torch.compiler.is_exporting():  # whose graph serves any T, with a rest or without
             return F.elu(self.norm(self.conv(x.mT))).mT.contiguous()
         # Kernel = stride: one matrix product over whole windows.
-        whole = x[:, : size * window].reshape(n * size, -1)  # NL WD
+        whole = x[:, : size * window].reshape(n * size, window * x.shape[2])  # NL WD
         y = F.linear(whole, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
-        return F.elu(self.norm(y)).view(n, size, -1)
+        return F.elu(self.norm(y)).view(n, size, x.shape[2])

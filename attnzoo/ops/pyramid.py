@@ -27,12 +27,12 @@ class Pyramid(NamedTuple):
         return 2 * (self.inner // 2) + 1 + 1 + 2 * max(self.windows) - 1
 
 
-def level_sizes(length: int, windows: Sequence[int]) -> list[int]:
-    """Nodes of each level, finest first; refused where a level would have none."""
+def level_sizes(length: int, windows: Sequence[int], *, shown: str = "x has {} steps") -> list[int]:
+    """Nodes of each level, finest first; refused, in words, where a level would have none."""
     least = math.prod(windows)
     if length < least:
         raise ValueError(
-            f"x has {length} steps; windows={tuple(windows)} need at least {least} for one node "
+            f"{shown.format(length)}; windows={tuple(windows)} need at least {least} for one node "
             "at every level: take a longer series, or fewer or smaller windows"
         )
     sizes = [length]

@@ -18,7 +18,7 @@ _BLOCK = 16  # nodes of one small matrix product
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, pyramid: Pyramid) -> Tensor:
-    index, empty = neighbours(pyramid, q.device)
+    index, empty = (table[: q.shape[1]] for table in neighbours(pyramid, q.device))
     near_k, near_v = (
         t.index_select(1, index.flatten()).view(t.shape[0], *index.shape, *t.shape[2:])
         for t in (k, v)
@@ -33,12 +33,13 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, pyramid: Pyrami
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, pyramid: Pyramid
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    lines = _Lines.of(pyramid, q)
+    lines = _Lines.of(pyramid, k)
     scores = lines.dots(lines.lay(q), lines.lay(k))
     (outside,) = tables(_outside, pyramid, q.device)
     lines.main(scores)[..., : lines.band].masked_fill_(outside, float("-inf"))
     weights = torch.softmax(scores, -1)
-    return lines.pick(lines.sums(lines.kept(weights, keep), lines.lay(v))), (weights,)
+    out = lines.sums(lines.kept(weights, keep), lines.lay(v))
+    return lines.pick(out, q.shape[1]), (weights,)
 
 
 def _backward(
@@ -46,19 +47,17 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     q, k, v, keep, pyramid = args
     (weights,) = saved
-    lines = _Lines.of(pyramid, q)  # type: ignore[arg-type]
+    lines = _Lines.of(pyramid, k)  # type: ignore[arg-type]
     grad_line = lines.lay(grad)
-    grad_v = (
-        lines.pick(lines.sums(lines.kept(weights, keep), grad_line, seen=True))
-        if needs[2]
-        else None
-    )
-    if not (needs[0] or needs[1]):
-        return None, None, grad_v, None, None
-    towards = lines.kept(lines.dots(grad_line, lines.lay(v), empty=0.0), keep)
-    towards = (towards - (towards * weights).sum(-1, keepdim=True)).mul_(weights)
-    grad_q = lines.pick(lines.sums(towards, lines.lay(k))) if needs[0] else None
-    grad_k = lines.pick(lines.sums(towards, lines.lay(q), seen=True)) if needs[1] else None
+    grad_q = grad_k = grad_v = None
+    if needs[2]:
+        sums = lines.sums(lines.kept(weights, keep), grad_line, seen=True)
+        grad_v = lines.pick(sums, v.shape[1])
+    if needs[0] or needs[1]:
+        towards = lines.kept(lines.dots(grad_line, lines.lay(v), empty=0.0), keep)
+        towards = (towards - (towards * weights).sum(-1, keepdim=True)).mul_(weights)
+        grad_q = lines.pick(lines.sums(towards, lines.lay(k)), q.shape[1])
+        grad_k = lines.pick(lines.sums(towards, lines.lay(q), seen=True), k.shape[1])
     return grad_q, grad_k, grad_v, None, None
 
 
@@ -68,9 +67,10 @@ _by_hand = ByHand(_plain, _forward, _backward)
 def pyramid_attention(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, pyramid: Pyramid
 ) -> Tensor:
-    """softmax(q k) v over each node's slots: (B, S, H, D) thrice to (B, S, H, D of v).
+    """softmax(q k) v over each node's slots: k, v (B, S, H, D), q and the result (B, Q, H, D).
 
-    `keep`, (B, H, S, slots), multiplies the weights, as dropout does; it gets no gradient.
+    Q is S, or fewer where only the first nodes ask. `keep`, (B, H, Q, slots), multiplies the
+    weights, as dropout does; it gets no gradient.
     """
     out: Tensor = _by_hand(q, k, v, keep, pyramid)
     return out
@@ -96,7 +96,6 @@ class _Lines(NamedTuple):
 
     batch: int
     heads: int
-    nodes: int
     rows: int  # of one sequence, a multiple of block that leaves `reach` behind the last block
     block: int
     reach: int
@@ -104,16 +103,15 @@ class _Lines(NamedTuple):
     families: tuple[_Family, ...]
 
     @classmethod
-    def of(cls, pyramid: Pyramid, q: Tensor) -> "_Lines":
-        """The layout for queries (B, S, H, D)."""
+    def of(cls, pyramid: Pyramid, k: Tensor) -> "_Lines":
+        """The layout of all heads of keys (B, S, H, D)."""
         families = tuple(_families(pyramid))
         reach = pyramid.inner // 2
         block = max(_BLOCK, reach)
         return cls(
-            batch=q.shape[0],
-            heads=q.shape[2],
-            nodes=q.shape[1],
-            rows=_rows(q.shape[1], block, reach),
+            batch=k.shape[0],
+            heads=k.shape[2],
+            rows=_rows(k.shape[1], block, reach),
             block=block,
             reach=reach,
             slots=2 * reach + 2 + max(f.slot + f.width for f in families),
@@ -132,21 +130,21 @@ class _Lines(NamedTuple):
         )
 
     def lay(self, x: Tensor) -> Tensor:
-        """(B, S, H, D) in a line."""
+        """(B, Q, H, D) in a line, zeros behind each sequence."""
         width = x.shape[-1]
         count = self.batch * self.heads * self.rows
         line = x.new_empty(count + 2 * self.reach, width)
         line[: self.reach] = 0
         line[self.reach + count :] = 0
         by_head = self.main(line).view(self.batch, self.heads, self.rows, width)
-        by_head[:, :, : self.nodes] = x.transpose(1, 2)
-        by_head[:, :, self.nodes :] = 0
+        by_head[:, :, : x.shape[1]] = x.transpose(1, 2)
+        by_head[:, :, x.shape[1] :] = 0
         return line
 
-    def pick(self, rows: Tensor) -> Tensor:
-        """(BH, rows, D) back to (B, S, H, D)."""
+    def pick(self, rows: Tensor, nodes: int) -> Tensor:
+        """(BH, rows, D) back to (B, nodes, H, D)."""
         by_head = rows.view(self.batch, self.heads, self.rows, rows.shape[-1])
-        return by_head[:, :, : self.nodes].transpose(1, 2).contiguous()
+        return by_head[:, :, :nodes].transpose(1, 2).contiguous()
 
     def kept(self, weights: Tensor, keep: Tensor | None) -> Tensor:
         """Weights in a line times the factors that dropout has for them."""
@@ -154,7 +152,7 @@ class _Lines(NamedTuple):
             return weights
         weights = weights.clone()
         by_head = self.main(weights).view(self.batch, self.heads, self.rows, self.slots)
-        by_head[:, :, : self.nodes] *= keep[..., : self.slots]
+        by_head[:, :, : keep.shape[2]] *= keep[..., : self.slots]
         return weights
 
     def dots(self, a: Tensor, b: Tensor, empty: float = float("-inf")) -> Tensor:
@@ -204,7 +202,9 @@ class _Lines(NamedTuple):
         )
 
     def _blocks(self, line: Tensor) -> Tensor:
-        return line[self.reach : len(line) - self.reach].unflatten(0, (-1, self.block))
+        count = (len(line) - 2 * self.reach) // self.block
+        main = line[self.reach : len(line) - self.reach]
+        return main.view(count, self.block, line.shape[-1])
 
     def _windows(self, line: Tensor) -> Tensor:
         """Every block with `reach` rows more at both sides; the views overlap."""
@@ -222,7 +222,8 @@ class _Lines(NamedTuple):
 def _children(rows: Tensor, f: _Family) -> Tensor:
     """(BH, rows, D) to (BH, parents, width, D)."""
     size = f.parents * f.width
-    return rows[:, f.child : f.child + size].unflatten(1, (f.parents, f.width))
+    shape = (rows.shape[0], f.parents, f.width, rows.shape[-1])
+    return rows[:, f.child : f.child + size].view(shape)
 
 
 def _parents(rows: Tensor, f: _Family) -> Tensor:

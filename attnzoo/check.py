@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
 from .ops.precision import autocast_dtype

@@ -91,8 +91,8 @@ def _plain(x: Tensor, dtype: torch.dtype, gamma: Tensor, *weights: Tensor) -> Te
     low = x.to(dtype)
     pairs = zip(weights[::2], weights[1::2], strict=True)
     q, k, v = (F.conv2d(low, w.to(dtype), b.to(dtype)).flatten(2) for w, b in pairs)
-    energies = wide(q).mT @ wide(k)  # B N N
-    o = (v @ energies.softmax(-1).to(dtype).mT).reshape(x.shape)
+    energies = torch.bmm(wide(q).mT, wide(k))  # B N N
+    o = torch.bmm(v, energies.softmax(-1).to(dtype).mT).reshape(x.shape)
     return gamma * o.to(x.dtype) + x
 
 
@@ -158,6 +158,7 @@ def _backward(
         dv += torch.bmm(g, attention.to(dtype))
     dgamma = (v * dv).sum().to(x.dtype).expand(1)
     dbias = sums.mul_(gamma).sum((0, 2)).to(x.dtype)
+    dbias[len(dbias) - c - q.shape[1] : -c] = 0  # a key bias shifts whole rows: softmax drops it
     sums = sums.to(x.dtype)
     weight, _ = _stacked(weights)
     dx = torch.baddbmm(grad, weight.mT.expand(b, -1, -1), sums).view(x.shape) if needs[0] else None

@@ -21,8 +21,10 @@ Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import check
+from ..ops.by_hand import ByHand
 from ..registry import Cost, Extent, register
 
 
@@ -80,21 +82,34 @@ class DIA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
-        mask = self._mask(x.mean(1, keepdim=True), x.max(1, keepdim=True).values)
-        return (x * _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype)).relu()
+        x, average, maximum = _pooled(x)
+        mask = self._mask(torch.cat([average, maximum], 1))
+        y: Tensor = _gated(x, _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype))
+        return y
 
-    def _mask(self, average: Tensor, maximum: Tensor) -> Tensor:
-        """Two maps of one channel, (B, 1, H, W), to the mask at half their size, rounded up."""
-        a, b = self.downavg(average), self.downmax(maximum)  # B 1 ceil(H/2) ceil(W/2)
+    def _mask(self, pooled: Tensor) -> Tensor:
+        """Mean and maximum, (B, 2, H, W), to the mask at half their size, rounded up."""
+        ab = _side_by_side(pooled, self.downavg, self.downmax)  # B 2 ceil(H/2) ceil(W/2)
         if self.modulated:
-            gate_b = self.d_conv(_scale_gradient(a, self.scales[0])).sigmoid()
-            gate_a = self.d_conv1(_scale_gradient(b, self.scales[1])).sigmoid()
-            a, b = gate_a * a, gate_b * b
-        mask: Tensor = self.conv(torch.cat([b, a], 1)).sigmoid()
+            a, b = ab.chunk(2, 1)
+            scaled = (_scale_gradient(a, self.scales[0]), _scale_gradient(b, self.scales[1]))
+            gates = _side_by_side(torch.cat(scaled, 1), self.d_conv, self.d_conv1).sigmoid()
+            ba = gates * ab.flip(1)
+        else:
+            ba = ab.flip(1)
+        mask: Tensor = self.conv(ba).sigmoid()
         return mask
 
     def extra_repr(self) -> str:
         return f"c={self.c}, modulated={self.modulated}, scales={self.scales}"
+
+
+def _side_by_side(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+    """Two convolutions of one channel each, as one of two groups: small maps pay for the calls."""
+    weight = torch.cat([first.weight, second.weight])
+    bias = torch.cat([b for b in (first.bias, second.bias) if b is not None])
+    y: Tensor = F.conv2d(x, weight, bias, first.stride, first.padding, groups=2)
+    return y
 
 
 def _doubled(mask: Tensor, height: int, width: int) -> Tensor:
@@ -114,3 +129,48 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     the factor in torch.export as module hooks do.
     """
     return torch.lerp(x.detach(), x, factor)
+
+
+def _plain_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, its mean and its maximum over the channels; equal maxima: the gradient is the first's."""
+    return x, x.mean(1, keepdim=True), x.max(1, keepdim=True).values
+
+
+def _pool(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    maximum, where = x.max(1, keepdim=True)
+    return (x, x.mean(1, keepdim=True), maximum), (where,)
+
+
+def _pool_backward(
+    needs: tuple[bool, ...],
+    args: tuple[Tensor, ...],
+    saved: tuple[Tensor, ...],
+    *grads: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """One sum of the three gradients of x; x passes through `_pooled` so that they meet here."""
+    through, average, maximum = grads
+    total = torch.add(through, average, alpha=1 / through.shape[1])
+    return (total.scatter_add_(1, saved[0], maximum),)
+
+
+def _plain_gate(x: Tensor, mask: Tensor) -> Tensor:
+    """The ReLU of x times its mask."""
+    return (x * mask).relu()
+
+
+def _gate(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return (x * mask).relu_(), ()
+
+
+def _gate_backward(
+    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """A mask is positive, so the sign of x tells where the ReLU acted: the output is not kept."""
+    x, mask = args
+    passed = torch.ops.aten.threshold_backward(grad, x, 0)
+    of_mask = (passed * x).sum(1, keepdim=True) if needs[1] else None
+    return passed.mul_(mask) if needs[0] else None, of_mask
+
+
+_pooled = ByHand(_plain_pool, _pool, _pool_backward)
+_gated = ByHand(_plain_gate, _gate, _gate_backward)

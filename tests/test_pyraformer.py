@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from contract import step, stir
-from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +16,9 @@ from attnzoo.blocks.pyraformer import PyramidAttention
 from attnzoo.ops.by_hand import plain_forms
 from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes
 from attnzoo.ops.pyramid_attention import pyramid_attention
+
+from contract import step, stir
+from tolerances import assert_close
 
 CPU = torch.device("cpu")
 PYRAMIDS = [

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from contract import stir
-from tolerances import assert_close
 from torch.nn import functional as F
 
 import attnzoo
+
+from contract import stir
+from tolerances import assert_close
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

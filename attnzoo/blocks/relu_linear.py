@@ -125,7 +125,7 @@ class LiteMLA(nn.Module):
         b, _, h, w = z.shape
         heads = wide(z.reshape(b * self.heads, 3 * self.dim, h * w))
         with as_given(heads):
-            o = _linear_attention(heads, self.dim, self.eps)
+            o: Tensor = _linear_attention(heads, self.dim, self.eps)
         return o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
 
     def extra_repr(self) -> str:

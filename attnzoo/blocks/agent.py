@@ -173,14 +173,15 @@ class AgentAttention(nn.Module):
         if self.variant != "pvt":
             q, k, v = self.qkv(x).chunk(3, -1)
             return q, k, v, size
-        q, r = self.q(x), self.sr_ratio
-        if r > 1:
-            (h, w), image = size, _as_map(x, size)
-            reduced = self.sr(F.pad(image, (0, -w % r, 0, -h % r)))
-            size = (reduced.shape[2], reduced.shape[3])
-            x = self.norm(reduced.flatten(2).mT)
-        k, v = self.kv(x).chunk(2, -1)
-        return q, k, v, size
+        if self.sr_ratio == 1:  # one product for all three
+            bias = None if self.q.bias is None else torch.cat((self.q.bias, self.kv.bias))
+            both = F.linear(x, torch.cat((self.q.weight, self.kv.weight)), bias)
+            q, k, v = both.chunk(3, -1)
+            return q, k, v, size
+        r, (h, w), image = self.sr_ratio, size, _as_map(x, size)
+        reduced = self.sr(F.pad(image, (0, -w % r, 0, -h % r)))
+        k, v = self.kv(self.norm(reduced.flatten(2).mT)).chunk(2, -1)
+        return self.q(x), k, v, (reduced.shape[2], reduced.shape[3])
 
     def _split(self, x: Tensor) -> Tensor:
         b, t, c = x.shape

@@ -125,8 +125,9 @@ class LiteMLA(nn.Module):
         b, _, h, w = z.shape
         heads = wide(z.reshape(b * self.heads, 3 * self.dim, h * w))
         with as_given(heads):
-            o: Tensor = _linear_attention(heads, self.dim, self.eps)
-        return o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
+            o = _linear_attention(heads, self.dim, self.eps)
+        y: Tensor = o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
+        return y
 
     def extra_repr(self) -> str:
         return f"c={self.c}, dim={self.dim}, heads={self.heads}, eps={self.eps}"

@@ -25,7 +25,7 @@ from .by_hand import ByHand
 BLOCK = 8  # steps of a block of the plain form
 LEVELS = 8  # of blocks in an exported graph, enough for 10 ** 7 steps
 CHUNK = 32  # steps between the states that the hand-written pair keeps
-SLAB = 2**15  # state numbers advanced at a time on a CPU: what keeps a chunk in the cache
+SLAB = 2**15  # numbers in the states that a CPU advances together: a chunk stays in its cache
 
 
 def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ def _forward(
     y = torch.empty_like(u)
     spans = _spans(u.shape[1])
     starts = u.new_zeros(len(spans), u.shape[0], *rates.shape)
-    for slab in _slabs(u, rates):
+    for slab, scratch in _slabs(u, rates, 2):
         state = starts[0, slab]
         for i, span in enumerate(spans):
-            starts[i, slab] = state
+            starts[i, slab].copy_(state)
             at = (slab, span)
-            _, states = _advance(u[at], dt[at], rates, b[at], state)
-            state = states[-1]
-            y[at] = (c[at].transpose(0, 1).unsqueeze(2) @ states).squeeze(2).transpose(0, 1)
+            _, states = _advance(u[at], dt[at], rates, b[at], starts[i, slab], scratch)
+            state = states[:, -1]
+            y[at] = (c[at].unsqueeze(2) @ states).squeeze(2)
     return y, (starts,)
 
 
@@ -114,51 +114,61 @@ def _backward(
     du, ddt, db, dc = (torch.empty_like(t) for t in (u, dt, b, c))
     da = torch.zeros_like(rates)
     spans = _spans(u.shape[1])
-    for slab in _slabs(u, rates):
+    for slab, scratch in _slabs(u, rates, 3):
         later = torch.zeros_like(saved[0][0, slab])  # what later chunks ask of the last state
         for i, span in reversed(list(enumerate(spans))):
             at, start = (slab, span), saved[0][i, slab]
-            ut, dtt, bt, ct, dy = (t[at].transpose(0, 1) for t in (u, dt, b, c, grad))
-            decay, states = _advance(u[at], dt[at], rates, b[at], start)
-            g = dy.unsqueeze(2) * ct.unsqueeze(3)  # L N S E, then the gradient of each state
-            steps = list(zip(g.unbind(0), decay.unbind(0), strict=True))
-            steps[-1][0].add_(later)
-            for (now, _), (after, kept) in zip(steps[-2::-1], steps[:0:-1], strict=True):
-                now.addcmul_(after, kept)
-            later = g[0] * decay[0]
-            dc[at] = (states @ dy.unsqueeze(3)).squeeze(3).transpose(0, 1)
-            db[at] = (g @ (ut * dtt).unsqueeze(3)).squeeze(3).transpose(0, 1)
-            dx = (bt.unsqueeze(2) @ g).squeeze(2)  # L N E, the gradient of dt u
+            ut, dtt, bt, ct, dy = (t[at] for t in (u, dt, b, c, grad))
+            decay, states = _advance(ut, dtt, rates, bt, start, scratch)
+            g = torch.mul(dy.unsqueeze(2), ct.unsqueeze(3), out=scratch[2][:, : dy.shape[1]])
+            later = _retreat(g, decay, later)  # g: N L S E, now the gradient of each state
+            dc[at] = (states @ dy.unsqueeze(3)).squeeze(3)
+            db[at] = (g @ (ut * dtt).unsqueeze(3)).squeeze(3)
+            dx = (bt.unsqueeze(2) @ g).squeeze(2)  # N L E, the gradient of dt u
             decay.mul_(g)  # and with the state before, the gradient of dt a
-            decay[1:].mul_(states[:-1])
-            decay[0].mul_(start)
+            decay[:, 1:].mul_(states[:, :-1])
+            decay[:, 0].mul_(start)
             da += torch.mul(decay, dtt.unsqueeze(2), out=g).sum((0, 1))
-            du[at] = (dx * dtt).transpose(0, 1)
-            ddt[at] = (decay.mul_(rates).sum(2) + dx * ut).transpose(0, 1)
+            torch.mul(dx, dtt, out=du[at])
+            torch.addcmul(decay.mul_(rates).sum(2), dx, ut, out=ddt[at])
     return du, ddt, da.t(), db, dc
 
 
 def _advance(
-    u: Tensor, dt: Tensor, rates: Tensor, b: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, rates: Tensor, b: Tensor, state: Tensor, scratch: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Decays and states of one chunk, (L, N, S, E), of which the steps lie one after another."""
-    u, dt, b = (t.transpose(0, 1) for t in (u, dt, b))
-    decay = (dt.unsqueeze(2) * rates).exp_()
-    states = (dt * u).unsqueeze(2) * b.unsqueeze(3)
-    for now, kept in zip(states.unbind(0), decay.unbind(0), strict=True):
+    """Decays and states of one chunk, (N, L, S, E), written into the scratch tensors."""
+    decay, states = (s[:, : u.shape[1]] for s in scratch[:2])
+    torch.mul(dt.unsqueeze(2), rates, out=decay).exp_()
+    torch.mul((dt * u).unsqueeze(2), b.unsqueeze(3), out=states)
+    for now, kept in zip(states.unbind(1), decay.unbind(1), strict=True):
         state = now.addcmul_(kept, state)
     return decay, states
+
+
+def _retreat(g: Tensor, decay: Tensor, later: Tensor) -> Tensor:
+    """Adds to the gradient of each state what the later ones ask of it; returns the first's."""
+    steps = list(zip(g.unbind(1), decay.unbind(1), strict=True))
+    steps[-1][0].add_(later)
+    for (now, _), (after, kept) in zip(steps[-2::-1], steps[:0:-1], strict=True):
+        now.addcmul_(after, kept)
+    return g[:, 0] * decay[:, 0]
 
 
 def _spans(steps: int) -> list[slice]:
     return [slice(i, i + CHUNK) for i in range(0, steps, CHUNK)]
 
 
-def _slabs(u: Tensor, rates: Tensor) -> Iterator[slice]:
-    """Samples to go through together: few on a CPU, for its cache; all elsewhere."""
+def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Samples to go through together, and scratch tensors for the states of a chunk of them.
+
+    They are few on a CPU, so that a chunk stays in its cache, and all elsewhere.
+    """
     every = u.shape[0]
-    size = max(1, SLAB // max(1, rates.numel())) if u.device.type == "cpu" else max(1, every)
-    return (slice(i, i + size) for i in range(0, every, size))
+    size = min(every, max(1, SLAB // rates.numel())) if u.device.type == "cpu" else every
+    scratch = [u.new_empty(size, min(CHUNK, u.shape[1]), *rates.shape) for _ in range(count)]
+    for i in range(0, every, max(1, size)):
+        yield slice(i, i + size), tuple(s[: every - i] for s in scratch)
 
 
 _scan = ByHand(_plain, _forward, _backward)

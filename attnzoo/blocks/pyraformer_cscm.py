@@ -108,7 +108,7 @@ class CSCM(nn.Module):
         sizes = level_sizes(x.shape[-2], self.windows)
         series = fold(x)  # N T C
         if self.kind in ("bottleneck", "conv"):
-            check.batch_norm(self.levels[-1].norm, series.shape[0] * sizes[-1], x)
+            check.batch_norm(self.levels[-1].get_submodule("norm"), series.shape[0] * sizes[-1], x)
         nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
         return unfold(self.norm(nodes), x)
 

@@ -108,8 +108,12 @@ class CSCM(nn.Module):
         sizes = level_sizes(x.shape[-2], self.windows)
         series = fold(x)  # N T C
         if self.kind in ("bottleneck", "conv"):
+<<<<<<< HEAD
             coarsest = cast(_Level, self.levels[-1])
             check.batch_norm(coarsest.norm, series.shape[0] * sizes[-1], x)
+=======
+            check.batch_norm(self.levels[-1].get_submodule("norm"), series.shape[0] * sizes[-1], x)
+>>>>>>> pyramid
         nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
         return unfold(self.norm(nodes), x)
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autocast
 from .by_hand import ByHand
+from .precision import as_given
 
 
 def causal_conv(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of (N, T, E) with `weight` (E, 1, k) and `bias` (E), all of u's dtype."""
-    with autocast.off(u):
+    with as_given(u):
         like = weight.to(u.dtype), None if bias is None else bias.to(u.dtype)
         return _conv(u, *like)  # type: ignore[no-any-return]
 

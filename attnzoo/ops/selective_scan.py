@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autocast
 from .by_hand import ByHand
+from .precision import as_given
 
 BLOCK = 8  # steps of a block of the plain form
 LEVELS = 8  # of blocks in an exported graph, enough for 10 ** 7 steps
@@ -42,7 +42,7 @@ def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
         (N, T, E) in float32, in which half-precision arguments are computed too, or in float64.
     """
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
-    with autocast.off(u):
+    with as_given(u):
         return _scan(*(t.to(kind) for t in (u, dt, a, b, c)))  # type: ignore[no-any-return]
 
 

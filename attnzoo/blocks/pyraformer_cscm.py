@@ -17,7 +17,7 @@ Cost: with d = `bottleneck`: parameters 2 c d + d + c + sum_l (d^2 w_l + 3 d) + 
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +108,7 @@ class CSCM(nn.Module):
         sizes = level_sizes(x.shape[-2], self.windows)
         series = fold(x)  # N T C
         if self.kind in ("bottleneck", "conv"):
-<<<<<<< HEAD
-            coarsest = cast(_Level, self.levels[-1])
-            check.batch_norm(coarsest.norm, series.shape[0] * sizes[-1], x)
-=======
             check.batch_norm(self.levels[-1].get_submodule("norm"), series.shape[0] * sizes[-1], x)
->>>>>>> pyramid
         nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
         return unfold(self.norm(nodes), x)
 

@@ -38,6 +38,7 @@ def cost(at: Extent, c: int, modulated: bool, scales: tuple[float, float]) -> Co
     layout="image",
     family="spatial",
     example={"c": 64},
+    upstream={"conv": "conv"},  # the authors' names are ours
     cost=cost,
     limits={
         "double backward": "it runs, but scales other than 1 make the gradient no derivative, by "

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from .ops.precision import autocasting
@@ -43,6 +44,8 @@ def positive(**values: int) -> None:
             raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}")
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+        if value >= 2**31:
+            raise ValueError(f"{name}={value} must be below 2**31")
 
 
 def sizes(**values: Sequence[int]) -> None:
@@ -97,6 +100,15 @@ def fraction(**values: float) -> None:
             raise ValueError(f"{name}={value} must be at least 0 and below 1")
 
 
+def device(name: str, value: torch.device | str | int) -> None:
+    """A tensor can be made on the device here and now."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(f"{name}={value!r} cannot be used here: {reason}") from None
+
+
 def image(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
     """`x` is a floating (B, C, H, W) with C = `c`, on the device and of the dtype of `like`."""
     _tensor(name, x, "image", c, like)
@@ -128,8 +140,9 @@ def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or
     """
     if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(
-            f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} value per channel, "
-            f"which has no variance; it needs at least 2: take a larger {grow}, or eval()"
+            f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} "
+            f"value{'s' * (values != 1)} per channel, which has no variance; it needs at least 2: "
+            f"take a larger {grow}, or eval()"
         )
 
 

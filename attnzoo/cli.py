@@ -69,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="blocks to measure; default: all")
     command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
     command.add_argument("--dtype", default="float32", help="float64, float32, bfloat16 or float16")
-    command.add_argument("--c", type=int, help="channels, of every block that takes c")
+    command.add_argument("--c", type=_count, help="channels, of every block that takes c")
     command.add_argument("--size", type=_size, help="image side N, or HxW; length of a sequence")
-    command.add_argument("--steps", type=int, help="time steps of sequences and image series")
-    command.add_argument("--batch", type=int, help="batch size")
+    command.add_argument("--steps", type=_count, help="time steps of sequences and image series")
+    command.add_argument("--batch", type=_count, help="batch size")
     command.add_argument(
         "--time", type=float, default=0.2, help="seconds of timing per row and pass (%(default)s)"
     )
@@ -134,6 +134,8 @@ def _bench(options: argparse.Namespace) -> int:
         min_time=options.time,
     )
     if options.out is not None:
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out {options.out} must be a folder; there is a file of that name")
         options.out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     rows = list(
@@ -191,9 +193,17 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join([*(f"{c:<{w}}" for c, w in zip(head, widths, strict=True)), tail]).rstrip()
 
 
+def _count(text: str) -> int:
+    if not _is_count(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def _size(text: str) -> int | tuple[int, int]:
     """`14` or `13x17`."""
     sides = text.split("x")
-    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if not 1 <= len(sides) <= 2 or not all(
+        side.isascii() and side.isdecimal() and 0 < int(side) < 2**31 for side in sides
+    ):
         raise argparse.ArgumentTypeError(f"{text!r} must be a side N or HxW, such as 14 or 13x17")
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

@@ -318,7 +318,9 @@ def build(
     entry = find(name)
     bound = entry.bind(*args, **config)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype} must be a floating torch.dtype, such as torch.float32")
+        raise ValueError(f"dtype={dtype!r} must be a floating torch.dtype, such as torch.float32")
+    if device is not None:
+        check.device("device", device)
     with torch.device(device) if device is not None else nullcontext():
         block = entry.cls(**bound)
     return block if dtype is None else block.to(dtype=dtype)

@@ -41,7 +41,8 @@ def from_upstream(
         state_dict: tensors by the authors' key names (any of the namings the block knows, or
             ours); or a whole checkpoint, the block's keys under one prefix and others beside it.
         *args: the channels `c`, by position.
-        prefix: which of several matching prefixes to take (`"layer1.0.se"`); "" is the root.
+        prefix: which of several matching prefixes to take (`"layer1.0.se"`); "" is the root,
+            where the keys of other layers beside the block's are then ignored.
         **config: the block's keywords.
 
     Returns:
@@ -53,11 +54,13 @@ def from_upstream(
         TypeError: `state_dict` is no mapping of str to Tensor.
     """
     entry = find(name)
-    _check(state_dict)
+    _check(state_dict, prefix)
     block = build(name, *args, **config)
     own = block.state_dict()
     if not own:
         return block
+    if any(tensor.is_meta for tensor in own.values()):
+        raise ValueError("the meta device holds no values to load weights into; build on another")
     match = _best(entry, own, state_dict, prefix)
     if not match.fits:
         raise ValueError(_complaint(entry, match))
@@ -78,7 +81,9 @@ def upstream_keys(name: str, block: nn.Module, state_dict: Mapping[str, Tensor])
     return _best(find(name), own, state_dict, None).keys if own else {}
 
 
-def _check(state_dict: Mapping[str, Tensor]) -> None:
+def _check(state_dict: Mapping[str, Tensor], prefix: str | None) -> None:
+    if not (prefix is None or isinstance(prefix, str)):
+        raise TypeError(f"prefix={prefix!r} must be a str or None, not {type(prefix).__name__}")
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"state_dict must map names to tensors, not be a {type(state_dict).__name__}; "
@@ -90,6 +95,9 @@ def _check(state_dict: Mapping[str, Tensor]) -> None:
                 f"state_dict[{key!r}] is a {type(value).__name__}, not a Tensor; where a "
                 "checkpoint nests its weights, pass the inner mapping"
             )
+        if value.is_meta or value.is_complex():
+            kind = "on the meta device, which holds no values" if value.is_meta else "complex"
+            raise ValueError(f"state_dict[{key!r}] is {kind}; weights must be real numbers")
 
 
 def _best(
@@ -97,7 +105,7 @@ def _best(
 ) -> _Match:
     """The one match that fits, else the nearest; several that fit raise."""
     tried = [
-        _match(naming, own, state_dict, candidate)
+        _match(naming, own, state_dict, candidate, lone=prefix != "")
         for naming in (*entry.upstream, {})
         for candidate in _prefixes(naming, own, state_dict, prefix)
     ]
@@ -129,12 +137,18 @@ def _prefixes(
 
 
 def _match(
-    naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str
+    naming: KeyMap,
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    lone: bool,
 ) -> _Match:
+    """How the keys under `prefix` fit; unless `lone`, other layers may stand beside the block."""
     expected = {ours: prefix + _theirs(naming, ours) for ours in own}
     keys = {ours: theirs for ours, theirs in expected.items() if theirs in state_dict}
     idle = [_pattern(theirs) for theirs, ours in naming.items() if ours is None]
     taken = set(expected.values())
+    layers = {theirs.split(".", 1)[0] for theirs in taken}
     return _Match(
         prefix=prefix.removesuffix("."),
         keys=keys,
@@ -148,6 +162,7 @@ def _match(
             for key in state_dict
             if key.startswith(prefix)
             and key not in taken
+            and (lone or key.split(".", 1)[0] in layers)
             and not any(pattern.match(key[len(prefix) :]) for pattern in idle)
         ],
         misshaped=[
@@ -188,7 +203,7 @@ def _is_counter(key: str) -> bool:
 def _complaint(entry: Entry, match: _Match) -> str:
     where = f" under {match.prefix!r}" if match.prefix else ""
     faults = [
-        f"{label}: {', '.join(keys)}"
+        f"{label}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' * (len(keys) > 8)}"
         for label, keys in (
             ("missing", match.missing),
             ("unexpected", match.unexpected),

@@ -1,5 +1,6 @@
 """The contract of every registered block, whatever it computes."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -9,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.bench import count
@@ -148,6 +150,34 @@ def test_gradients_are_derivatives(name: str) -> None:
 
     assert torch.autograd.gradcheck(run, points, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, points, fast_mode=True, atol=1e-4)
+
+
+def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
+    """The gradient of the gradient, through the hand-written passes and the plain form."""
+    found = []
+    for context in (contextlib.nullcontext, plain_forms):
+        _, block, inputs = made(name, dtype=torch.float64)
+        leaves = wanting_grad(inputs)
+        wanted = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
+        with context():
+            loss = sum(t.square().sum() for t in tensors(call(block, leaves)))
+            bare = torch.autograd.grad(loss, wanted, retain_graph=True)
+            first = torch.autograd.grad(loss, wanted, create_graph=True)
+            again = sum((g * torch.linspace(0, 1, g.numel()).view_as(g)).sum() for g in first)
+            second = torch.autograd.grad(again, wanted, allow_unused=True, materialize_grads=True)
+        assert_close(list(first), list(bare))
+        found.append([*first, *second])
+    assert_close(*found)
+
+
+def test_checkpointing_changes_nothing(name: str) -> None:
+    _, block, inputs = made(name)
+    wanted = step(block, inputs)
+
+    def run(leaves: dict[str, torch.Tensor]) -> object:
+        return checkpoint(lambda: call(block, leaves), use_reentrant=False)
+
+    assert_close(step(block, inputs, run), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

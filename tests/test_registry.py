@@ -89,6 +89,10 @@ def test_build_places_and_casts() -> None:
     assert attnzoo.build("se", 64, device=None, dtype=None).fc1.weight.dtype == torch.float32
     with pytest.raises(ValueError, match=r"dtype=torch\.int64 must be a floating"):
         attnzoo.build("se", 64, dtype=torch.int64)
+    with pytest.raises(ValueError, match="device='gpu' cannot be used here"):
+        attnzoo.build("se", 64, device="gpu")
+    with pytest.raises(ValueError, match=r"c=1000000000000 must be below 2\*\*31"):
+        attnzoo.build("se", 10**12)
     maker = functools.partial(attnzoo.build, "se", reduction=4)
     assert maker(8, device="cpu", dtype=torch.float64).fc1.weight.shape == (2, 8)
 

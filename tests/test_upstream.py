@@ -52,6 +52,16 @@ def test_several_prefixes_are_named_and_picked(weights: Weights) -> None:
         assert torch.equal(block.fc1.weight, other["fc.0.weight"])
 
 
+def test_at_the_root_beside_other_layers(weights: Weights) -> None:
+    whole = {**weights, "conv1.weight": torch.ones(8, 3, 3, 3)}
+    block = attnzoo.from_upstream("se", whole, c=32, prefix="")
+    assert torch.equal(block.fc1.weight, weights["fc.0.weight"])
+    with pytest.raises(ValueError, match=r"unexpected: conv1\.weight"):
+        attnzoo.from_upstream("se", whole, c=32)
+    with pytest.raises(ValueError, match=r"unexpected: fc\.0\.bias"):
+        attnzoo.from_upstream("se", {**whole, "fc.0.bias": torch.zeros(2)}, c=32, prefix="")
+
+
 def test_shapes_tell_prefixes_apart(weights: Weights) -> None:
     wide = {"fc.0.weight": torch.randn(4, 64), "fc.2.weight": torch.randn(64, 4)}
     whole = {**under("layer1.0.se", weights), **under("layer2.0.se", wide)}
@@ -75,6 +85,14 @@ def test_faults_are_named(weights: Weights) -> None:
 def test_what_is_no_state_dict_is_refused(weights: Weights) -> None:
     with pytest.raises(TypeError, match=r"state_dict\['state_dict'\] is a dict, not a Tensor"):
         attnzoo.from_upstream("se", {"state_dict": weights}, c=32)  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="prefix=3 must be a str or None"):
+        attnzoo.from_upstream("se", weights, c=32, prefix=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="complex; weights must be real"):
+        attnzoo.from_upstream("se", {k: v.to(torch.cfloat) for k, v in weights.items()}, c=32)
+    with pytest.raises(ValueError, match="meta device holds no values"):
+        attnzoo.from_upstream("se", weights, c=32, device="meta")
+    with pytest.raises(ValueError, match=r"unexpected: .* and 92 more"):
+        attnzoo.from_upstream("se", {**weights, **{f"x{i}": torch.ones(1) for i in range(100)}}, 32)
     with pytest.raises(TypeError, match=r"take module\.state_dict\(\)"):
         attnzoo.from_upstream("se", attnzoo.build("se", 32), c=32)  # type: ignore[arg-type]
 

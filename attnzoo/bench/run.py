@@ -1,12 +1,15 @@
 """One row of the benchmark, checked and measured; and many rows, one after the other."""
 
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import __version__, check
 from ..registry import Entry, Extent, Layout, build, find
 from . import correct, count, timing
 from .timing import Latency
@@ -28,6 +31,8 @@ class Row:
     dtype: str
     threads: int
     torch: str
+    python: str
+    attnzoo: str
     params: int
     macs: int  # multiply-adds of one sample's forward pass
     bytes_forward: int  # what any implementation must move: input, output, parameters
@@ -82,11 +87,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).split("\n", 1)[0]
-            raise ValueError(f"device={self.device!r} cannot be used here: {reason}") from None
+        check.device("device", self.device)
         if not 0 < self.min_time < float("inf"):
             raise ValueError(f"min_time={self.min_time} must be a positive number of seconds")
 
@@ -132,7 +133,8 @@ def table(
         try:
             yield _row(entry, entry.bind(**config), settings)
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:
-            yield Failure(block=name, error=f"{type(error).__name__}: {error}")
+            reason = str(error).split("\n", 1)[0]
+            yield Failure(block=name, error=f"{type(error).__name__}: {reason}")
 
 
 def _row(entry: Entry, config: dict[str, Any], settings: Settings) -> Row:
@@ -162,6 +164,8 @@ def _row(entry: Entry, config: dict[str, Any], settings: Settings) -> Row:
         dtype=settings.dtype,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        python=platform.python_version(),
+        attnzoo=__version__,
         params=sum(p.numel() for p in block.parameters()),
         macs=macs,
         bytes_forward=traffic.forward,
@@ -176,4 +180,6 @@ def _row(entry: Entry, config: dict[str, Any], settings: Settings) -> Row:
 def _device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpus.read_text(), re.M) if cpus.exists() else []
+    return str(names[0]) if names else platform.processor() or platform.machine()

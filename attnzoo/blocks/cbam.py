@@ -208,6 +208,7 @@ class CBAM(nn.Module):
     ) -> None:
         super().__init__()
         hidden = check.reduced(c, reduction)
+        check.odd(kernel_size=kernel_size)
         if not pool_types:
             raise ValueError(f"pool_types={pool_types!r} must name at least one pooling")
         self.c, self.pool_types = c, pool_types

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import check
-from ..ops.by_hand import ByHand
+from ..ops.by_hand import ByHand, looked_into
 from ..registry import Cost, Extent, register
 
 
@@ -70,7 +70,8 @@ class SKConv(nn.Module):
         check.image(x, self.c, self.attn.fc_reduce.weight)
         check.batch_norm(self.attn.bn, x.shape[0], x, grow="batch")
         # Training on a CPU, convolutions of channels-last tensors are up to twice as fast.
-        last = torch.is_grad_enabled() and x.device.type == "cpu" and x.is_contiguous()
+        eager = torch.is_grad_enabled() and x.device.type == "cpu" and not looked_into(x)
+        last = eager and x.is_contiguous()
         source = x.contiguous(memory_format=torch.channels_last) if last else x
         features = [path(source) for path in self.paths]  # each B C H' W'
         gates = self.attn(_pooled(features)).to(features[0].dtype)  # B M C 1 1

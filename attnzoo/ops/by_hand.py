@@ -55,15 +55,15 @@ class ByHand:
         self.least = least
 
     def __call__(self, *args: Any) -> Any:
-        if _looked_into(args) or args[0].numel() < self.least:
+        if looked_into(*args) or args[0].numel() < self.least:
             return self.plain(*args)
         if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
             return _Pair.apply(self, *args)
         return self.forward(*args)[0]
 
 
-def _looked_into(args: tuple[Any, ...]) -> bool:
-    """Whether this call must be ordinary torch operations, seen one by one."""
+def looked_into(*args: Any) -> bool:
+    """Whether a call with these arguments must be ordinary torch operations, seen one by one."""
     if (
         torch.compiler.is_compiling()
         or getattr(_local, "plain", False)

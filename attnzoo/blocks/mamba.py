@@ -126,6 +126,8 @@ class Mamba(nn.Module):
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
+        for parameter in (self.A_log, self.D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # the authors' mark
         self.out_proj = nn.Linear(inner, self.c_out, bias=bias)
         with torch.no_grad():
             self._init_dt(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)

@@ -13,7 +13,7 @@ stay in the cache, keeps the state at the start of each chunk alone, and compute
 in the backward pass: it keeps steps / CHUNK states instead of several for every step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,12 @@ def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
 
 
 def _plain(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    drive = (dt * u).unsqueeze(2) * b.unsqueeze(3)  # N T S E
-    states = _states(dt, drive, a.t(), _levels(u.shape[1]))
+    sizes, inputs, entries = _blocked(dt), _blocked(u), _blocked(b)
+    drives = [
+        (size * x).unsqueeze(2) * entry.unsqueeze(3)  # N K S E
+        for size, x, entry in zip(sizes, inputs, entries, strict=True)
+    ]
+    states = _joined(_states(sizes, drives, a.t(), _levels(u.shape[1])), u.shape[1])
     return (c.unsqueeze(2) @ states).squeeze(2)  # N T E
 
 
@@ -67,25 +71,40 @@ def _blocks(steps: int) -> int:
     return steps // BLOCK + 2
 
 
-def _states(dt: Tensor, drive: Tensor, a: Tensor, levels: int) -> Tensor:
-    """All states, (N, T, S, E), of the step sizes (N, T, E) and the drive (N, T, S, E)."""
-    steps = dt.shape[1]
-    blocks = _blocks(steps)
-    spare = blocks * BLOCK - steps  # steps of size zero
-    blocked = (dt.shape[0], blocks, BLOCK)
-    dt = F.pad(dt, (0, 0, 0, spare)).reshape(*blocked, a.shape[1])  # N K L E
-    drive = F.pad(drive, (0, 0, 0, 0, 0, spare)).reshape(*blocked, *a.shape)  # N K L S E
-    decay = (dt.unsqueeze(3) * a).exp().unbind(2)
-    inner = [drive.select(2, 0)]
-    for step in range(1, BLOCK):
-        inner.append(decay[step] * inner[-1] + drive.select(2, step))
-    states = torch.stack(inner, 2)
-    if levels > 1:
-        passed = dt.cumsum(2)
-        ends = _states(passed.select(2, -1), inner[-1], a, levels - 1)  # N K S E
-        before = F.pad(ends, (0, 0, 0, 0, 1, 0))[:, :-1].unsqueeze(2)  # N K 1 S E
-        states = states + (passed.unsqueeze(3) * a).exp() * before
-    return states.flatten(1, 2)[:, :steps]
+def _blocked(x: Tensor, late: int = 0) -> tuple[Tensor, ...]:
+    """(N, T, ...) to a block's steps, each (N, K, ...); zeros stand before and after, `late` first.
+
+    Indexed, here and in `_joined`: an exporter cannot prove what reshapes and slices ask for.
+    """
+    blocks = _blocks(x.shape[1])
+    spare = blocks * BLOCK - x.shape[1] - late
+    step, block = (torch.arange(n, device=x.device) for n in (BLOCK, blocks))
+    padded = F.pad(x, (0, 0) * (x.ndim - 2) + (late, spare))
+    return padded[:, step.unsqueeze(1) + BLOCK * block].unbind(1)
+
+
+def _joined(blocked: Sequence[Tensor], steps: int) -> Tensor:
+    """A block's steps, each (N, K, ...), to (N, T, ...)."""
+    every = torch.arange(steps, device=blocked[0].device)
+    return torch.stack(list(blocked), 2).flatten(1, 2).index_select(1, every)
+
+
+def _states(
+    sizes: Sequence[Tensor], drives: Sequence[Tensor], a: Tensor, levels: int
+) -> list[Tensor]:
+    """The states after a block's steps, each (N, K, S, E), of step sizes (N, K, E) and drives."""
+    states = [drives[0]]
+    for size, drive in zip(sizes[1:], drives[1:], strict=True):
+        states.append((size.unsqueeze(2) * a).exp() * states[-1] + drive)
+    if levels == 1:
+        return states
+    passed = torch.stack(list(sizes)).cumsum(0).unbind(0)
+    ends = _states(_blocked(passed[-1], 1), _blocked(states[-1], 1), a, levels - 1)
+    before = _joined(ends, drives[0].shape[1])  # N K S E, of the block before
+    return [
+        state + (size.unsqueeze(2) * a).exp() * before
+        for size, state in zip(passed, states, strict=True)
+    ]
 
 
 def _forward(

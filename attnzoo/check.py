@@ -73,8 +73,9 @@ def divides(*, by: str, of: str, **values: int) -> int:
     positive(**values)
     whole, part = values[of], values[by]
     if whole % part:
-        legal = [d for d in range(1, whole + 1) if whole % d == 0]
-        below = max(d for d in legal if d < part) if part > 1 else 1
+        small = [d for d in range(1, math.isqrt(whole) + 1) if whole % d == 0]
+        legal = [*small, *(whole // d for d in small)]
+        below = max((d for d in legal if d < part), default=1)
         above = min((d for d in legal if d > part), default=whole)
         raise ValueError(
             f"{by}={part} must divide {of}={whole}; the nearest that do are {below}, {above}"
@@ -162,6 +163,8 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     for label, size in zip(reversed(axes), reversed(x.shape), strict=False):
         if label in "HWT" and size == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
     if not x.is_floating_point():
         raise TypeError(f"{name} is {x.dtype}; it must be floating: take {name}.float()")
     if like is None:
@@ -171,7 +174,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             f"{name} is on {x.device}, the block's parameters on {like.device}; "
             f"move one: block.to({str(x.device)!r})"
         )
-    if x.dtype != like.dtype and not autocasting(x):
+    if x.dtype != like.dtype and not (autocasting(x) and x.dtype != torch.float64):
         raise TypeError(
             f"{name} is {x.dtype}, the block's parameters {like.dtype}; cast one: "
             f"{name}.to({like.dtype}), or run under torch.autocast"

@@ -202,8 +202,10 @@ def _count(text: str) -> int:
 def _size(text: str) -> int | tuple[int, int]:
     """`14` or `13x17`."""
     sides = text.split("x")
-    if not 1 <= len(sides) <= 2 or not all(
-        side.isascii() and side.isdecimal() and 0 < int(side) < 2**31 for side in sides
-    ):
+    if not 1 <= len(sides) <= 2 or not all(map(_is_count, sides)):
         raise argparse.ArgumentTypeError(f"{text!r} must be a side N or HxW, such as 14 or 13x17")
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < int(text) < 2**31

@@ -170,6 +170,13 @@ def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
     assert_close(*found)
 
 
+def test_outputs_take_a_residual_in_place(name: str) -> None:
+    _, block, inputs = made(name, ODD)
+    output = next(tensors(call(block, wanting_grad(inputs))))
+    residual = torch.randn_like(output)
+    assert torch.equal(output.detach() + residual, output.add_(residual).detach())
+
+
 def test_checkpointing_changes_nothing(name: str) -> None:
     _, block, inputs = made(name)
     wanted = step(block, inputs)

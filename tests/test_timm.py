@@ -22,7 +22,12 @@ ATTENTION = [
 def test_a_timm_resnet_trains_a_step(name: str) -> None:
     layer = functools.partial(attnzoo.build, name)
     net = ResNet(
-        BasicBlock, (1, 1, 1, 1), num_classes=5, block_args={"attn_layer": layer}, stem_width=32
+        BasicBlock,
+        (1, 1, 1, 1),
+        num_classes=5,
+        block_args={"attn_layer": layer},
+        stem_width=32,
+        zero_init_last=False,
     )
     attention = [m for m in net.modules() if isinstance(m, find(name).cls)]
     assert len(attention) == 4

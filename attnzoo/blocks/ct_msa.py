@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.leading import fold, unfold
+from ..ops.precision import as_given, wide
 from ..registry import Cost, Extent, register
 
 
@@ -39,7 +40,7 @@ def cost(
     qkv_bias: bool,
 ) -> Cost:
     m = mlp_dim or 2 * c
-    width = window or at.steps
+    width = min(window or at.steps, at.steps)
     params = 4 * c * c + c + qkv_bias * 3 * c
     macs = 4 * at.steps * c * c + 2 * -(-at.steps // width) * width * width * c
     if attention_only:
@@ -153,7 +154,10 @@ class TemporalAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = windowed(self.qkv(x), self.heads, self.window or x.shape[-2], self.causal)
+        window = self.window or x.shape[-2]
+        if not torch.compiler.is_compiling():  # a graph for any length keeps the window as it is
+            window = min(window, x.shape[-2])
+        attended = windowed(self.qkv(x), self.heads, window, self.causal)
         y: Tensor = self.dropout(self.proj(attended))
         return y
 
@@ -197,11 +201,15 @@ def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
     if ragged:  # the last step, repeated, fills the last window
         qkv = qkv.index_select(1, step.clamp(max=steps - 1))
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # NM heads W W
+    q, k = wide(q) * q.shape[-1] ** -0.5, wide(k)
+    with as_given(q):  # products of half precision can pass its largest number
+        scores = q @ k.mT  # NM heads W W
     if causal:  # what fills the last window comes later than every step
         scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
     elif ragged:
         blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
         scores = scores.masked_fill(blocked, float("-inf"))
-    y: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, count * window, width // 3)
+    y: Tensor = (
+        (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(n, count * window, width // 3)
+    )
     return y.index_select(1, step[:steps]) if ragged else y

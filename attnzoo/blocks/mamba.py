@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .. import check
 from ..ops import leading
 from ..ops.causal_conv import causal_conv
+from ..ops.precision import as_given
 from ..ops.selective_scan import selective_scan
 from ..registry import Cost, Extent, register
 
@@ -205,8 +206,14 @@ class Mamba(nn.Module):
         return -self.A_log.to(_kept(self.A_log.dtype)).exp()
 
     def _gated(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        out: Tensor = self.out_proj(((y + self.D.to(y.dtype) * u) * F.silu(z)).to(u.dtype))
-        return out
+        gated = (y + self.D.to(y.dtype) * u) * F.silu(z)
+        if u.dtype != torch.float16:
+            out: Tensor = self.out_proj(gated.to(u.dtype))
+            return out
+        weight, bias = self.out_proj.weight, self.out_proj.bias
+        with as_given(gated):  # the gated product can pass 65504 where the output does not
+            wide_bias = None if bias is None else bias.to(gated.dtype)
+            return F.linear(gated, weight.to(gated.dtype), wide_bias).to(u.dtype)
 
     def _check_state(self, x_t: Tensor, state: MambaState) -> None:
         if not isinstance(state, tuple) or len(state) != 2:

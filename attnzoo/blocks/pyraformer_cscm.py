@@ -33,6 +33,8 @@ Kind = Literal["bottleneck", "conv", "max", "avg"]
 
 def checked(windows: Sequence[int]) -> tuple[int, ...]:
     """Windows of a pyramid, at least one, each at least 1."""
+    if not isinstance(windows, (list, tuple)):
+        raise TypeError(f"windows={windows!r} must be a list or tuple of ints, as (4, 4)")
     check.positive(**{f"windows[{i}]": window for i, window in enumerate(windows)})
     if not windows:
         raise ValueError("windows=() gives no coarser level; give one window a level, as (4, 4)")

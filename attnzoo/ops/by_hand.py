@@ -86,6 +86,14 @@ def _batched(grad: Tensor) -> bool:
     return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
 
 
+def _own(output: Tensor, args: list[Tensor]) -> Tensor:
+    """The output as no view: a residual network adds to it in place, which views refuse."""
+    if not output._is_view() or any(output is arg for arg in args):
+        return output
+    place = (output.storage_offset(), output.size(), output.stride())
+    return output.new_empty(0).set_(output.untyped_storage(), *place)
+
+
 class _Pair(torch.autograd.Function):
     """Ties a `ByHand` pair into the graph.
 
@@ -100,7 +108,9 @@ class _Pair(torch.autograd.Function):
         ctx.constants = [None if isinstance(a, Tensor) else a for a in args]
         ctx.where = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors, *saved)
-        return outputs
+        if isinstance(outputs, tuple):
+            return tuple(_own(output, tensors) for output in outputs)
+        return _own(outputs, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

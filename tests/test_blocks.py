@@ -154,9 +154,9 @@ def test_gradients_are_derivatives(name: str) -> None:
 
 def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
     """The gradient of the gradient, through the hand-written passes and the plain form."""
+    _, block, inputs = made(name, dtype=torch.float64)
     found = []
     for context in (contextlib.nullcontext, plain_forms):
-        _, block, inputs = made(name, dtype=torch.float64)
         leaves = wanting_grad(inputs)
         wanted = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
         with context():

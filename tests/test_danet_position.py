@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
-from attnzoo.blocks import danet_position
 from attnzoo.ops.by_hand import plain_forms
 
 from contract import made, step
@@ -14,12 +13,6 @@ from tolerances import assert_close
 
 LARGE = attnzoo.Extent(batch=2, height=24, width=24)
 UNEVEN = attnzoo.Extent(batch=3, height=19, width=15)
-
-
-@pytest.fixture
-def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small images through the hand-written pair too."""
-    monkeypatch.setattr(danet_position, "_SMALL", 0)
 
 
 def formula(x: Tensor, p: nn.Module) -> Tensor:
@@ -34,19 +27,12 @@ def formula(x: Tensor, p: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("extent", [LARGE, UNEVEN, attnzoo.Extent(1, 1, 3, 5)], ids=str)
 @pytest.mark.parametrize("config", [{"c": 16}, {"c": 13, "reduction": 3}, {"c": 6, "reduction": 1}])
-def test_equals_the_formula(extent: attnzoo.Extent, config: dict[str, int], by_hand: None) -> None:
+def test_equals_the_formula(extent: attnzoo.Extent, config: dict[str, int]) -> None:
     _, block, inputs = made("danet_position", extent, torch.float64, **config)
     wanted = step(block, inputs, lambda leaves: formula(leaves["x"], block))
     assert_close(step(block, inputs), wanted)
     with plain_forms():
         assert_close(step(block, inputs), wanted)
-
-
-def test_the_small_and_the_large_way_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, block, inputs = made("danet_position", dtype=torch.float64)
-    small = step(block, inputs)
-    monkeypatch.setattr(danet_position, "_SMALL", 0)
-    assert_close(step(block, inputs), small)
 
 
 @pytest.mark.parametrize("size", [24, 32])
@@ -69,7 +55,7 @@ def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_half_precision_by_hand(dtype: torch.dtype, by_hand: None) -> None:
+def test_half_precision_by_hand(dtype: torch.dtype) -> None:
     _, block, inputs = made("danet_position")
     wanted = step(block, inputs)
     found = step(block.to(dtype), {"x": inputs["x"].to(dtype)})
@@ -77,7 +63,7 @@ def test_half_precision_by_hand(dtype: torch.dtype, by_hand: None) -> None:
     assert_close(found, wanted, dtype)
 
 
-def test_autocast_by_hand_keeps_the_residual_exact(by_hand: None) -> None:
+def test_autocast_by_hand_keeps_the_residual_exact() -> None:
     _, block, inputs = made("danet_position", LARGE)
     wanted = step(block, inputs)
 
@@ -102,7 +88,7 @@ def test_float16_energies_do_not_overflow(extent: attnzoo.Extent) -> None:
     assert all(t.isfinite().all() for t in [*found["outputs"], *found["inputs"]])
 
 
-def test_odd_strides_and_empty_batches_by_hand(by_hand: None) -> None:
+def test_odd_strides_and_empty_batches_by_hand() -> None:
     _, block, inputs = made("danet_position", UNEVEN)
     wanted = step(block, inputs)
     assert_close(step(block, {"x": inputs["x"].mT.contiguous().mT}), wanted)
@@ -111,7 +97,7 @@ def test_odd_strides_and_empty_batches_by_hand(by_hand: None) -> None:
     assert step(block, {"x": inputs["x"][:0]})["outputs"][0].shape == (0, 64, 19, 15)
 
 
-def test_gradients_are_derivatives_by_hand(by_hand: None) -> None:
+def test_gradients_are_derivatives_by_hand() -> None:
     _, block, inputs = made("danet_position", attnzoo.Extent(1, 1, 3, 4), torch.float64, c=8)
     points = [inputs["x"].requires_grad_(), *block.parameters()]
     assert torch.autograd.gradcheck(lambda x, *_: block(x), points, fast_mode=True)

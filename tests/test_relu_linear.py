@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 
 import attnzoo
@@ -61,8 +62,7 @@ def test_one_function_in_both_regimes(
 
 @pytest.mark.parametrize("size", [(2, 3), (8, 8)])
 def test_equals_timm(size: tuple[int, int]) -> None:
-    lite = pytest.importorskip("timm.models.efficientvit_mit").LiteMLA
-    theirs = lite(16, 12, scales=(3, 5))
+    theirs = LiteMLA(16, 12, scales=(3, 5))
     stir(theirs)
     ours = attnzoo.from_upstream(
         "relu_linear", theirs.state_dict(), c=16, c_out=12, scales=[3, 5], eps=theirs.eps

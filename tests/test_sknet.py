@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import SelectiveKernel
 
 import attnzoo
 
@@ -28,8 +29,7 @@ def theirs(
     min_dim: int = 32,
     stride: int = 1,
 ) -> Any:
-    layers = pytest.importorskip("timm.layers")
-    module = layers.SelectiveKernel(
+    module = SelectiveKernel(
         c,
         kernel_size=[3 + 2 * i for i in range(branches)],
         stride=stride,

@@ -24,9 +24,6 @@ from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide
 from ..registry import Cost, Extent, register
 
-# Up to so many pixels, keeping the N x N map is faster than computing its rows again.
-_SMALL = 256
-
 
 def cost(at: Extent, c: int, reduction: int) -> Cost:
     r, n = c // reduction, at.height * at.width
@@ -72,14 +69,12 @@ class PAM(nn.Module):
             *(self.key_conv.weight, self.key_conv.bias),
             *(self.value_conv.weight, self.value_conv.bias),
         ]
-        small = not torch.compiler.is_compiling() and x.shape[2] * x.shape[3] <= _SMALL
-        attend = _plain if small else _by_hand
         low = autocast_dtype(x)
         if low is None:
-            y: Tensor = attend(x, x.dtype, *weights)
+            y: Tensor = _by_hand(x, x.dtype, *weights)
         else:  # autocast's dtype by hand: no N x N map is kept, and the residual is exact
             with torch.autocast(x.device.type, enabled=False):
-                y = attend(x, low, *(w.to(x.dtype) for w in weights))
+                y = _by_hand(x, low, *(w.to(x.dtype) for w in weights))
         return y
 
     def extra_repr(self) -> str:

@@ -35,7 +35,7 @@ def test_equals_the_formula(extent: attnzoo.Extent, config: dict[str, int]) -> N
         assert_close(step(block, inputs), wanted)
 
 
-@pytest.mark.parametrize("size", [24, 32])
+@pytest.mark.parametrize("size", [14, 24, 32])
 @pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32", "autocast"])
 def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None:
     _, block, inputs = made("danet_position", attnzoo.Extent(2, 1, size, size))

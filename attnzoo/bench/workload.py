@@ -42,6 +42,14 @@ def call(block: nn.Module, inputs: Inputs) -> Any:
     return block(*(value for name, value in inputs.items() if name not in keywords), **keywords)
 
 
+def first(inputs: Inputs) -> Inputs:
+    """The first sample of every input; all have the batch first."""
+    return {
+        key: [t[:1] for t in value] if isinstance(value, list) else value[:1]
+        for key, value in inputs.items()
+    }
+
+
 def tensors(*values: Any) -> Iterator[Tensor]:
     """All tensors of nested lists, tuples and dicts."""
     for value in values:

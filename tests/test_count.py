@@ -4,19 +4,22 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-import published
+import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnzoo
 from attnzoo import Extent
-from attnzoo.bench import count, operators
+from attnzoo.bench import count, operators, run
 from attnzoo.bench.traced import macs_traced
 from attnzoo.bench.workload import make_inputs
+from attnzoo.cli import main
 from attnzoo.reference import Case, cases
 from attnzoo.registry import Entry, Inputs, find
 
+import published
 from contract import ODD, blocks
 
 Config = dict[str, Any]
@@ -164,3 +167,277 @@ def test_counting_leaves_the_block_as_it_was() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast
     after = block.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def torch_macs(function: Any, *args: Any) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), counter:
+        function(*args)
+    return counter.get_total_flops() // 2
+
+
+def closed(name: str, extent: Extent = ODD, **config: Any) -> int:
+    form = find(name).closed_form(extent, **config)
+    assert form is not None
+    return form.macs
+
+
+def test_ltae_as_the_authors_compute_it() -> None:
+    """Every step is projected and made a key; every head's weights pool its own channels."""
+    c, heads, d_k, width, mlp, steps, pixels = 8, 4, 3, 16, (16, 12, 8), ODD.steps, 9 * 11
+
+    def theirs() -> None:
+        tokens = F.conv1d(torch.empty(pixels, c, steps), torch.empty(width, c, 1)).mT
+        keys = F.linear(tokens, torch.empty(heads * d_k, width)).view(pixels, steps, heads, d_k)
+        keys = keys.permute(2, 0, 1, 3).reshape(-1, steps, d_k)
+        weights = torch.empty(heads * pixels, 1, d_k) @ keys.mT
+        y = weights @ tokens.view(pixels, steps, heads, -1).permute(2, 0, 1, 3).flatten(0, 1)
+        y = y.view(heads, pixels, -1).permute(1, 0, 2).reshape(pixels, width)
+        F.linear(F.linear(y, torch.empty(12, 16)), torch.empty(8, 12))
+
+    config = {"c": c, "heads": heads, "d_k": d_k, "d_model": width, "mlp": mlp, "dropout": 0.0}
+    assert closed("ltae", **config) == torch_macs(theirs)
+
+
+@pytest.mark.parametrize("size", [(2, 4), (3, 3), (5, 6)])
+def test_relu_linear_as_the_authors_compute_it(size: tuple[int, int]) -> None:
+    """At most `dim` pixels are multiplied with each other first, more with the values."""
+    c, dim, (h, w) = 16, 8, size
+    heads, pixels = c // dim, h * w
+
+    def theirs() -> None:
+        z = F.conv2d(torch.empty(1, c, h, w), torch.empty(3 * c, c, 1, 1))
+        deep = F.conv2d(z, torch.empty(3 * c, 1, 5, 5), padding=2, groups=3 * c)
+        F.conv2d(deep, torch.empty(3 * c, dim, 1, 1), groups=3 * heads)
+        q, k, v = torch.empty(3, 1, 2 * heads, dim, pixels)
+        if pixels > dim:
+            (F.pad(v, (0, 0, 0, 1)) @ k.mT) @ q
+        else:
+            v @ (k.mT @ q)
+        F.conv2d(torch.empty(1, 2 * c, h, w), torch.empty(c, 2 * c, 1, 1))
+
+    extent = Extent(height=h, width=w)
+    assert closed("relu_linear", extent, c=c, dim=dim) == torch_macs(theirs)
+
+
+@pytest.mark.parametrize(
+    "steps, windows, inner", [(64, (4, 4, 4), 3), (20, (4, 2), 5), (7, (3,), 9)]
+)
+def test_pyraformer_counts_the_pairs_of_the_mask(
+    steps: int, windows: tuple[int, ...], inner: int
+) -> None:
+    c, heads, d_k, d_v, f, at = 8, 2, 3, 5, 12, Extent(steps=steps)
+    seen = int((~attnzoo.pyraformer_mask(steps, windows, inner)).sum())
+    nodes = len(attnzoo.pyraformer_mask(steps, windows, inner))
+
+    def theirs() -> None:
+        x = torch.empty(nodes, c)
+        for width in (d_k, d_k, d_v):
+            F.linear(x, torch.empty(heads * width, c))
+        F.linear(torch.empty(nodes, heads * d_v), torch.empty(c, heads * d_v))
+        F.linear(F.linear(x, torch.empty(f, c)), torch.empty(c, f))
+
+    config = {"c": c, "windows": windows, "bottleneck": 2}
+    whole = closed(
+        "pyraformer", at, **config, heads=heads, d_k=d_k, d_v=d_v, d_inner=f, inner=inner
+    )
+    pyramid = closed("pyraformer_cscm", at, **config)
+    assert whole - pyramid == torch_macs(theirs) + heads * seen * (d_k + d_v)
+
+
+def test_dilated_inception_counts_the_steps_that_are_kept() -> None:
+    def theirs() -> None:
+        for k in (2, 3, 6, 7):  # each branch on the steps that its last `steps - 12` results need
+            x = torch.empty(1, 8, ODD.steps + 12 - (7 - k) * 2)
+            F.conv1d(x, torch.empty(3, 8, k), dilation=2)
+
+    config = {"c": 8, "c_out": 12, "dilation": 2}
+    assert closed("dilated_inception", **config) == torch_macs(theirs)
+
+
+@torch.library.custom_op("attnzoo_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+doubled.register_autograd(lambda context, grad: 2 * grad)
+
+
+def test_an_operator_nobody_counts_is_an_error() -> None:
+    with pytest.raises(operators.UncountedOperatorError, match="'attnzoo_tests::doubled'"):
+        work_of(doubled, (2, 3))
+    with pytest.raises(operators.UncountedOperatorError, match="'aten::_trilinear'"):
+        work_of(nn.Bilinear(5, 4, 3, device="meta"), (2, 5), (2, 4))
+
+
+def test_higher_order_operators_are_not_passed_over() -> None:
+    def conditional(x: Tensor) -> Any:
+        branches = (lambda y: (y @ y,), lambda y: (y,))
+        return torch.ops.higher_order.cond(torch.ones(()) > 0, *branches, (x[0],))
+
+    with pytest.raises(operators.UncountedOperatorError, match="cond"):
+        count.work(Function(conditional), {"x": torch.ones(1, 3, 3)})
+
+
+def test_an_uncounted_operator_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = find("se").cls
+    right = block.forward
+    monkeypatch.setattr(block, "forward", lambda self, x: doubled(right(self, x)) / 2)
+    (row,) = run.table(["se"], run.Settings(min_time=0.01))
+    assert isinstance(row, run.Failure)
+    assert "UncountedOperatorError: operator attnzoo_tests.doubled.default is" in row.error
+
+
+def test_an_operator_of_ones_own_is_counted_as_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "_registered", {})
+
+    @operators.register("attnzoo_tests::doubled")
+    def cost(x: Tensor, *, out: Tensor) -> operators.Work:
+        return operators.Work(macs=7, elementwise=out.numel())
+
+    assert work_of(lambda x: doubled(x).relu(), (2, 3)) == (7, 6)
+    with pytest.raises(ValueError, match="'attnzoo_tests::doubled' must be an operator without"):
+        operators.register("attnzoo_tests::doubled")
+
+
+@pytest.mark.parametrize("name", ["aten::mm", "aten::relu", "aten::cumsum", "aten::view"])
+def test_what_is_counted_cannot_be_counted_otherwise(name: str) -> None:
+    with pytest.raises(ValueError, match="without a count"):
+        operators.register(name)
+
+
+def test_a_name_without_a_namespace_is_refused() -> None:
+    with pytest.raises(ValueError, match="name='scan' must be 'namespace::operator'"):
+        operators.register("scan")
+
+
+def test_torchs_own_registry_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "flop_registry", dict(operators.flop_registry))
+    packet = torch.ops.attnzoo_tests.doubled
+    operators.flop_registry[packet] = lambda x, out_val=None: 2 * x.numel()
+    assert work_of(doubled, (2, 3)) == (3, 0)
+
+
+ATTENTION = 2 * 3 * 5 * 5 * 4  # queries with keys and weights with values, 3 heads of width 4
+LSTM_MACS = 5 * 4 * 6 * (8 + 6)
+
+
+@pytest.mark.parametrize(
+    "function, shapes, macs",
+    [
+        (F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3, ATTENTION),
+        (lambda q, k, v: torch.softmax(q @ k.mT, -1) @ v, [(2, 3, 5, 4)] * 3, ATTENTION),
+        (lambda x, a, b: torch.baddbmm(x, a, b), [(2, 3, 5), (2, 3, 4), (2, 4, 5)], 3 * 4 * 5),
+        (lambda a, b: torch.einsum("bhqd,bkhd->bhqk", a, b), [(2, 3, 5, 4), (2, 6, 3, 4)], 360),
+        (lambda a: a[0] @ a[0, 0], [(2, 5, 5)], 25),
+        (lambda a: torch.dot(a[0], a[0]), [(2, 5)], 5),
+        (lambda a: torch.outer(a[0], a[0]).addr(a[0], a[0]), [(2, 5)], 25),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2, device="meta"), [(2, 4, 5, 5)], 4 * 6 * 4 * 25),
+        (nn.LSTM(8, 6, batch_first=True, device="meta"), [(2, 5, 8)], LSTM_MACS),
+        (
+            nn.MultiheadAttention(12, 3, batch_first=True, device="meta"),
+            [(2, 5, 12)] * 3,
+            4 * 5 * 12**2 + ATTENTION,
+        ),
+    ],
+)  # fmt: skip
+def test_products_are_counted_in_every_form(
+    function: Any, shapes: list[tuple[int, ...]], macs: int
+) -> None:
+    assert work_of(function, *shapes).macs == macs
+
+
+def test_attention_in_one_operator_counts_as_much() -> None:
+    q, v = torch.empty(2, 3, 5, 4, device="meta"), torch.empty(2, 3, 5, 8, device="meta")
+    fused = operators.formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
+    assert fused is not None
+    scores = 2 * 3 * 5 * 5
+    assert fused(q, q, v, out=(v, None)) == (scores * (4 + 8), 6 * scores)
+
+
+def test_inference_mode_hides_nothing() -> None:
+    def inside(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return F.linear(x, x[0]).softmax(-1)
+
+    assert work_of(inside, (2, 4, 3)) == (4 * 4 * 3, 5 * 4 * 4)
+
+
+X = (2, 4, 6, 8)
+ONE = 4 * 6 * 8  # elements of a sample
+
+
+@pytest.mark.parametrize(
+    "function, elementwise",
+    [
+        (torch.sigmoid, ONE),
+        (lambda x: x.clone().mul_(2).relu_(), 2 * ONE),
+        (lambda x: x * x.mean((2, 3), keepdim=True), 2 * ONE),
+        (lambda x: x.amax(1), ONE),
+        (lambda x: x.max(1).values, ONE),
+        (lambda x: x.cumsum(1), ONE),
+        (lambda x: x.softmax(1), 5 * ONE),
+        (lambda x: x.var(1), 4 * ONE),
+        (lambda x: torch.linalg.vector_norm(x, dim=1), 2 * ONE),
+        (nn.LayerNorm(8, device="meta"), 7 * ONE),
+        (nn.LayerNorm(8, elementwise_affine=False), 5 * ONE),
+        (nn.GroupNorm(2, 4, device="meta"), 7 * ONE),
+        (nn.BatchNorm2d(4, device="meta"), 4 * ONE),
+        (nn.BatchNorm2d(4, affine=False, device="meta"), 2 * ONE),
+        (nn.BatchNorm2d(4, affine=False, track_running_stats=False), 5 * ONE),
+        (nn.Hardswish(), ONE),
+        (nn.MaxPool2d(2), ONE),
+        (nn.AvgPool2d(2, stride=1), 4 * (5 * 7) * 4),
+        (nn.AdaptiveAvgPool2d(2), ONE),
+        (nn.AdaptiveAvgPool2d(4), 4 * (2 + 2 + 2 + 2) * 8),
+        (nn.Upsample(scale_factor=2), 0),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), 7 * 4 * ONE),
+        (lambda x: torch.cat((x.mT, x.mT)).double().contiguous()[:, ::2].flip(1), 0),
+        (
+            lambda x: x.new_zeros(3).index_add(0, x.new_ones(5, dtype=torch.int64), x[0, 0, 0, :5]),
+            5,
+        ),
+        (lambda x: torch.fft.rfft(x), int(2.5 * ONE * 3)),
+        (lambda x: torch.ones(5, 5, device="meta").tril() @ x[0, :, :5, :1], 0),
+    ],
+)
+def test_elementwise_work_by_hand(function: Any, elementwise: int) -> None:
+    assert work_of(function, X).elementwise == elementwise
+
+
+def test_one_sample_is_counted_whatever_the_batch() -> None:
+    entry = find("ltae")  # folds weights once a call, of which a batch shares
+    works = {
+        count.work(*made)
+        for n in (1, 2, 5)
+        if (made := built(entry, dict(entry.example), ODD._replace(batch=n)))
+    }
+    assert len(works) == 1
+
+
+def test_numbers_and_their_absence_give_one_count() -> None:
+    entry, config = find("agent"), {"c": 8, "heads": 2, "agents": 9}
+    real = attnzoo.build("agent", **config), make_inputs(entry, config, ODD)
+    assert count.work(*real) == counted(*built(entry, config, ODD) or real)
+
+
+def test_published_macs_are_the_closed_form_or_what_runs() -> None:
+    block, inputs = attnzoo.build("se", 32), {"x": torch.randn(2, 32, 4, 4)}
+    assert count.macs(block, inputs) == count.macs_executed(block, inputs) == 2 * 32 * 2
+    assert count.macs(block, inputs, attnzoo.registry.Cost(1, 5, 7)) == 5
+    assert count.elementwise(block, inputs) == count.work(block, inputs).elementwise
+
+
+def test_describe_and_show_tell_both_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    record = attnzoo.describe("dilated_inception")
+    assert (record.macs, record.macs_executed) == (110_592, 172_032)
+    main(["show", "dilated_inception"])
+    assert "110,592 multiply-adds" in (shown := capsys.readouterr().out)
+    assert "172,032 multiply-adds as computed here" in shown
+    main(["show", "se"])
+    assert "as computed here" not in capsys.readouterr().out

@@ -28,13 +28,13 @@ class Traffic(NamedTuple):
     training: int  # plus the gradients, of what can have one
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums up what every operator costs that is called within it."""
 
     supports_higher_order_operators = True  # so that they come here, to be counted or refused
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
 
     def __torch_dispatch__(

@@ -162,8 +162,13 @@ def test_only_what_can_have_a_gradient_moves_one() -> None:
 def test_counting_leaves_the_block_as_it_was() -> None:
     block = attnzoo.build("cbam", 32)
     before, fast = copy.deepcopy(block.state_dict()), torch.backends.mha.get_fastpath_enabled()
+    frozen = block.get_submodule(
+        next(k for k, m in block.named_modules() if "Norm" in str(type(m)))
+    )
+    frozen.eval()
     count.macs(block, {"x": torch.randn(2, 32, 4, 4)})
     assert block.training
+    assert not frozen.training
     assert torch.backends.mha.get_fastpath_enabled() == fast
     after = block.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -393,6 +398,8 @@ ONE = 4 * 6 * 8  # elements of a sample
         (nn.Hardswish(), ONE),
         (nn.MaxPool2d(2), ONE),
         (nn.AvgPool2d(2, stride=1), 4 * (5 * 7) * 4),
+        (lambda x: F.avg_pool2d(x, [2], [2]), ONE),
+        (lambda x: F.max_pool3d(x, [2], [2]), ONE),
         (nn.AdaptiveAvgPool2d(2), ONE),
         (nn.AdaptiveAvgPool2d(4), 4 * (2 + 2 + 2 + 2) * 8),
         (nn.Upsample(scale_factor=2), 0),

@@ -13,12 +13,7 @@ from ..ops.by_hand import plain_forms
 from ..registry import Cost, Inputs
 from . import operators
 from .operators import Work
-from .workload import call, first, tensors
-
-WHAT_A_MAC_IS = (
-    "One MAC is one multiply-add (two FLOPs) of a convolution, matrix product or attention, of one "
-    "sample's forward pass"
-)
+from .workload import call, evaluating, first, tensors
 
 
 class Traffic(NamedTuple):
@@ -70,11 +65,9 @@ def work(block: nn.Module, inputs: Inputs) -> Work:
     Raises:
         UncountedOperatorError: an operator is called that nobody counts.
     """
-    mode = block.training
-    counter = _Counter()
-    with torch.no_grad(), plain_forms(), sdpa_kernel(SDPBackend.MATH), _mha_in_parts(), counter:
-        call(block.eval(), first(inputs))
-    block.train(mode)
+    counter, forms = _Counter(), sdpa_kernel(SDPBackend.MATH)
+    with evaluating(block), torch.no_grad(), plain_forms(), forms, _mha_in_parts(), counter:
+        call(block, first(inputs))
     return counter.work
 
 

@@ -39,9 +39,11 @@ def _batch_norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
     return x.numel() * (statistics + sum(isinstance(a, Tensor) for a in args[:2]))
 
 
-def _pool(out: Any, x: Tensor, kernel: list[int], *args: Any, **kwargs: Any) -> int:
-    """One for each element of each window."""
-    return largest(out) * math.prod(kernel)
+def _pool(axes: int) -> Callable[..., int]:
+    """One for each element of each window; a single side is that of every axis."""
+    return lambda out, x, sides, *_, **__: (
+        largest(out) * math.prod(sides) ** (axes if len(sides) == 1 else 1)
+    )
 
 
 def _adaptive_pool(out: Any, x: Tensor, size: list[int], *args: Any, **kwargs: Any) -> int:
@@ -115,7 +117,8 @@ SEVERAL: Mapping[str, Callable[..., int]] = {
         ("_fused_rms_norm", _per_input(4)),  # square, sum, scale, weight
         ("native_batch_norm cudnn_batch_norm _native_batch_norm_legit", _batch_norm),
         ("_native_batch_norm_legit_no_training _batch_norm_with_update", _batch_norm),
-        ("avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices", _pool),
+        ("avg_pool2d max_pool2d_with_indices", _pool(2)),
+        ("avg_pool3d max_pool3d_with_indices", _pool(3)),
         ("_adaptive_avg_pool2d _adaptive_avg_pool3d", _adaptive_pool),
         ("adaptive_max_pool2d adaptive_max_pool3d", _adaptive_pool),
         # a product for each of 2, 4, 8 or 16 neighbors, and their sum

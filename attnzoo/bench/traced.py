@@ -15,7 +15,7 @@ from torch import nn
 
 from ..ops.by_hand import plain_forms
 from ..registry import Inputs
-from .workload import call, first, tensors
+from .workload import call, evaluating, first, tensors
 
 
 def macs_traced(block: nn.Module, inputs: Inputs) -> Counter[str]:
@@ -25,14 +25,13 @@ def macs_traced(block: nn.Module, inputs: Inputs) -> Counter[str]:
     """
     from fvcore.nn import FlopCountAnalysis
 
-    sample, mode = first(inputs), block.training
-    with warnings.catch_warnings(), plain_forms():
+    sample = first(inputs)
+    with evaluating(block), warnings.catch_warnings(), plain_forms():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every Python branch
-        analysis = FlopCountAnalysis(_Flat(block.eval(), sample), tuple(tensors(sample)))
+        analysis = FlopCountAnalysis(_Flat(block, sample), tuple(tensors(sample)))
         analysis.set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counts: Counter[str] = analysis.by_operator()
-    block.train(mode)
     return counts
 
 

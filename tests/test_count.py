@@ -427,6 +427,10 @@ def test_one_sample_is_counted_whatever_the_batch() -> None:
     assert len(works) == 1
 
 
+def test_a_single_number_is_an_input_too() -> None:
+    assert work_of(lambda x, scale: x * scale, (5, 3), ()) == (0, 3)
+
+
 def test_numbers_and_their_absence_give_one_count() -> None:
     entry, config = find("agent"), {"c": 8, "heads": 2, "agents": 9}
     real = attnzoo.build("agent", **config), make_inputs(entry, config, ODD)

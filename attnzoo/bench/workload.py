@@ -56,9 +56,13 @@ def evaluating(block: nn.Module) -> Iterator[None]:
 
 
 def first(inputs: Inputs) -> Inputs:
-    """The first sample of every input; all have the batch first."""
+    """The first sample of every input; all have the batch first, but for single numbers."""
+
+    def sample(tensor: Tensor) -> Tensor:
+        return tensor[:1] if tensor.ndim else tensor
+
     return {
-        key: [t[:1] for t in value] if isinstance(value, list) else value[:1]
+        key: [sample(t) for t in value] if isinstance(value, list) else sample(value)
         for key, value in inputs.items()
     }
 

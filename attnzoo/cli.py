@@ -110,6 +110,8 @@ def _show(options: argparse.Namespace) -> int:
     print(f'Example: attnzoo.build("{record.name}"{config})')
     if record.params is not None:
         print(f"    {record.params:,} parameters, {record.macs:,} multiply-adds a sample")
+        if record.macs_executed != record.macs:
+            print(f"    {record.macs_executed:,} multiply-adds as computed here")
     print("Supported:")
     for line in _columns([(f"    {key}", value) for key, value in record.supported.items()]):
         print(line)

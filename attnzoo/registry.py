@@ -45,10 +45,20 @@ DEFAULT_EXTENT = Extent()
 
 
 class Cost(NamedTuple):
-    """Closed forms: parameters, and multiply-adds of one sample's forward pass (1 MAC each)."""
+    """Closed forms: parameters, and multiply-adds of one sample's forward pass (1 MAC each).
+
+    `macs` is what the authors' published arithmetic needs, without products that are masked out,
+    cut off or with padding; `macs_executed` is what the block runs, where that differs.
+    """
 
     params: int
     macs: int
+    macs_executed: int | None = None
+
+    @property
+    def executed(self) -> int:
+        """Multiply-adds that run."""
+        return self.macs if self.macs_executed is None else self.macs_executed
 
 
 class Random(Protocol):
@@ -103,7 +113,10 @@ class Entry:
         return f"{self.name}{inspect.Signature(bare)}"
 
     def closed_form(self, extent: Extent | None = None, /, **config: Any) -> Cost | None:
-        """Parameters and multiply-adds by formula, or None where the entry states no formula."""
+        """Parameters and multiply-adds by formula, or None where the entry states no formula.
+
+        The multiply-adds are those of one sample; the extent's batch has no part in them.
+        """
         if self.cost is None:
             return None
         return self.cost(extent or self.extent, **self.bind(**config))
@@ -127,7 +140,8 @@ class Description:
     differs: str
     cost: str
     params: int | None  # closed forms at the example's config and extent
-    macs: int | None
+    macs: int | None  # of the authors' arithmetic
+    macs_executed: int | None  # of the block's own
     supported: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -289,6 +303,7 @@ def describe(name: str) -> Description:
         **{section.lower(): sections.get(section, "") for section in _SECTIONS},
         params=cost.params if cost else None,
         macs=cost.macs if cost else None,
+        macs_executed=cost.executed if cost else None,
         supported=supported,
     )
 

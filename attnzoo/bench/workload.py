@@ -1,5 +1,6 @@
 """What is run: a block, its example inputs and the call that joins them."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,30 @@ def call(block: nn.Module, inputs: Inputs) -> Any:
         if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
     }
     return block(*(value for name, value in inputs.items() if name not in keywords), **keywords)
+
+
+@contextlib.contextmanager
+def evaluating(block: nn.Module) -> Iterator[None]:
+    """Within it the block is in eval mode; afterwards each of its modules is in its own again."""
+    modes = [(module, module.training) for module in block.modules()]
+    block.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def first(inputs: Inputs) -> Inputs:
+    """The first sample of every input; all have the batch first, but for single numbers."""
+
+    def sample(tensor: Tensor) -> Tensor:
+        return tensor[:1] if tensor.ndim else tensor
+
+    return {
+        key: [sample(t) for t in value] if isinstance(value, list) else sample(value)
+        for key, value in inputs.items()
+    }
 
 
 def tensors(*values: Any) -> Iterator[Tensor]:

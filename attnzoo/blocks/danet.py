@@ -27,11 +27,10 @@ from . import danet_channel, danet_position
 def cost(at: Extent, c: int, reduction: int, head: bool) -> Cost:
     i = c // 4 if head else c
     parts = danet_position.cost(at, i, reduction), danet_channel.cost(at, i)
-    params, macs = map(sum, zip(*parts, strict=True))
     convs = 18 * c * i + 18 * i * i
     return Cost(
-        params=params + head * (convs + 8 * i),
-        macs=macs + head * convs * at.height * at.width,
+        params=sum(part.params for part in parts) + head * (convs + 8 * i),
+        macs=sum(part.macs for part in parts) + head * convs * at.height * at.width,
     )
 
 

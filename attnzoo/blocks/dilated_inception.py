@@ -16,8 +16,9 @@ Differs: paper and code agree. The authors pad the network's raw input once and 
     ours may stand anywhere. The branches are computed as one convolution with zeros before the
     shorter kernels wherever few products are wasted on it: there an infinite x within the widest
     kernel's reach makes every branch nan.
-Cost: with n = len(kernels), K = sum(kernels), w = c_out / n, parameters K c w + c_out, MACs
-    T' c c_out max(kernels) as one convolution, T' c w K apart; T' steps out. All twice if gated.
+Cost: with n = len(kernels), K = sum(kernels), w = c_out / n, T' steps out, parameters
+    K c w + c_out; MACs T' c w K, the useful ones: the authors' shorter kernels also compute steps
+    that are cut off. As one convolution T' c c_out max(kernels) run. All twice if gated.
 """
 
 from typing import Literal
@@ -71,7 +72,8 @@ def cost(
     taps = max(kernels) * len(kernels) if _as_one(c, width, kernels) else sum(kernels)
     return Cost(
         params=(1 + gated) * (sum(kernels) * c * width + c_out),
-        macs=(1 + gated) * steps * c * width * taps,
+        macs=(1 + gated) * steps * c * width * sum(kernels),
+        macs_executed=(1 + gated) * steps * c * width * taps,
     )
 
 

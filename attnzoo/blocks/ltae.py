@@ -25,8 +25,8 @@ Differs: padded steps enter the statistics of the first GroupNorm in the authors
 Cost: parameters 2 c + (c + 1) D + (D + 1) heads d_k + heads d_k + sum_i (m_i m_{i+1} + 3 m_{i+1})
     + 2 m_last, D = d_model. Per pixel the authors run T (c D + D heads d_k + heads d_k + D)
     multiply-adds (49,472 T at the defaults with c=128) and the MLP; here they are
-    T (2 c heads + D) + c D and the MLP (4,352 T + 32,768), per sample T heads D / heads for the
-    positions, and per call heads D c for folding the weights.
+    T (2 c heads + D) + c D and the MLP (4,352 T + 32,768), per sample T D for the positions, and
+    per call heads D c for folding the weights.
 """
 
 import math
@@ -74,9 +74,14 @@ def cost(
     coded = not original and positions is True
     per_step = heads * (c if folded else width) + (heads * c if folded else width)
     per_step += (c * width if original and d_model else 0) + coded * width
-    per_pixel = at.steps * per_step + folded * c * width + sum(m * n for m, n in layers)
-    macs = pixels * per_pixel + coded * at.steps * width
-    return Cost(params=params, macs=macs + folded * heads * width * c // at.batch)
+    hidden = sum(m * n for m, n in layers)
+    executed = pixels * (at.steps * per_step + folded * c * width + hidden)
+    theirs = (d_model is not None) * c * width + (width + 1) * heads * d_k + width
+    return Cost(
+        params=params,
+        macs=pixels * (at.steps * theirs + hidden),
+        macs_executed=executed + coded * at.steps * width + folded * heads * width * c,
+    )
 
 
 def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:

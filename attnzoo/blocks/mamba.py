@@ -14,7 +14,8 @@ Differs: the paper discretises B exactly (its equation 4), the code takes dt B; 
     ordinary torch. `c_out` is ours, for blocks that end in another width.
 Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bias] + e(r + 2n) +
     re + e + en + e + e c_out [+ 2e + c_out with bias]; MACs T (2ce + ek + e(r + 2n) + re + en +
-    e c_out), where en reads the state; the scan itself multiplies about 3en more per step.
+    e c_out), where en reads the state; the scan itself multiplies about 3en more per step. The
+    authors' padded convolution also computes k - 1 steps that are cut off, which do not count.
 """
 
 import math

@@ -12,10 +12,13 @@ Shapes: (..., T, C) -> (..., T, C) with output="finest"; (..., T, (levels) C) wi
 Differs: paper and code have the same arithmetic. The authors' default computes all S x S scores
     and masks them; their TVM kernel forgets a child at many lengths. Here only the pairs that the
     mask allows are computed, for every length. Dropout is 0 by default, theirs 0.05.
-Cost: with S nodes, f = d_inner and K = 2 (inner // 2) + 1 + 2 max(windows) slots a node: the
-    parameters and MACs of CSCM; a layer has parameters c heads (2 d_k + d_v) + heads d_v c + 3 c +
-    2 c f + f + 3 c, MACs (S c + Q c + Q K) heads (d_k + d_v) + 2 Q c f, where Q is S, but T in the
-    last layer before output="finest", which nothing else of that layer is needed for.
+Cost: with S nodes and f = d_inner: the parameters and MACs of CSCM; a layer has parameters
+    c heads (2 d_k + d_v) + heads d_v c + 3 c + 2 c f + f + 3 c, MACs
+    (2 S c + P) heads (d_k + d_v) + 2 S c f, where P pairs of nodes may attend to each other: the
+    useful ones, the authors compute all S^2. What runs here is
+    (S c + Q c + Q K) heads (d_k + d_v) + 2 Q c f with K = 2 (inner // 2) + 1 + 2 max(windows) slots
+    a node; Q is S, but T in the last layer before output="finest", which nothing else of that layer
+    is needed for.
 """
 
 import math
@@ -69,14 +72,19 @@ def cost(
     output: Output,
     dropout: float,
 ) -> Cost:
-    params, macs = cscm_file.cost(at, c, windows, cscm, bottleneck)
+    params, macs, _ = cscm_file.cost(at, c, windows, cscm, bottleneck)
     k, v, f = heads * (d_k or c // 4), heads * (d_v or c // 4), d_inner or c
-    nodes = sum(level_sizes(at.steps, windows))
+    sizes = level_sizes(at.steps, windows)
+    nodes, reach = sum(sizes), [(size, min(inner // 2, size - 1)) for size in sizes]
+    pairs = sum((2 * a + 1) * size - a * (a + 1) for size, a in reach) + 2 * (nodes - sizes[-1])
     asking = n_layers * nodes - (output == "finest") * (nodes - at.steps)
     slots = Pyramid(at.steps, windows, inner).slots
     return Cost(
         params=params + n_layers * (c * (2 * k + 2 * v) + 2 * c * f + f + 6 * c),
-        macs=macs + n_layers * nodes * c * (k + v) + asking * ((c + slots) * (k + v) + 2 * c * f),
+        macs=macs + n_layers * ((2 * nodes * c + pairs) * (k + v) + 2 * nodes * c * f),
+        macs_executed=macs
+        + n_layers * nodes * c * (k + v)
+        + asking * ((c + slots) * (k + v) + 2 * c * f),
     )
 
 

@@ -15,7 +15,8 @@ Differs: the paper's normaliser has no eps. The authors' code multiplies queries
     eps is, which in theirs is 0 / eps. timm has eps=1e-5; the authors' L networks set `norm.eps` to
     1e-7 after building.
 Cost: with t = heads dim and S scales, parameters 3 t c + sum_s 3 t (s^2 + dim) + (1 + S) t c_out
-    + 2 c_out; MACs H W (the same without 2 c_out, + 2 (1 + S) t (dim + 1)).
+    + 2 c_out; MACs H W (the same without 2 c_out, + 2 (1 + S) t (dim + 1)), which run at every
+    size; the authors' order where H W <= dim has H W for dim + 1.
 """
 
 from collections.abc import Sequence
@@ -45,9 +46,12 @@ def cost(
     t = int(c // dim * heads_ratio) * dim
     fields = 1 + len(scales)
     weights = 3 * t * c + sum(3 * t * (s * s + dim) for s in scales) + fields * t * out
+    pixels = at.height * at.width
+    theirs = pixels if pixels <= dim else dim + 1
     return Cost(
         params=weights + 2 * out,
-        macs=at.height * at.width * (weights + 2 * fields * t * (dim + 1)),
+        macs=pixels * (weights + 2 * fields * t * theirs),
+        macs_executed=pixels * (weights + 2 * fields * t * (dim + 1)),
     )
 
 

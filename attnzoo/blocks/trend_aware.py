@@ -21,7 +21,7 @@ Differs: `mode="causal"` by itself still attends to later steps, as the authors'
     segments; both work here. Even kernels, which shorten the series there, are refused.
 Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
     T (2 c^2 kernel_size + 2 c^2) + 2 T^2 c. The authors' causal convolutions also compute
-    kernel_size - 1 columns that are cut off.
+    kernel_size - 1 columns that are cut off, which do not count.
 """
 
 import math

@@ -1,0 +1,140 @@
+"""What torch's own operators cost beyond products: free ones, and weights of those that do several.
+
+A name is that of the operator without its overload and without the `_` of the form in place. A
+pointwise operator is told by torch's own tag and stands here only where it has none.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def largest(out: Tensor | tuple[Tensor | None, ...], *_: Any, **__: Any) -> int:
+    """Elements of the result; of several, such as values and indices, of the largest."""
+    return max(t.numel() for t in ((out,) if isinstance(out, Tensor) else out) if t is not None)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _per_input(weight: int) -> Callable[..., int]:
+    return lambda out, x, *args, **kwargs: weight * int(x.numel())
+
+
+def _per_output(weight: int) -> Callable[..., int]:
+    return lambda out, *args, **kwargs: weight * largest(out)
+
+
+def _norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Sum, subtract, square, sum, scale; and one each for weight and bias."""
+    return x.numel() * (5 + sum(isinstance(a, Tensor) for a in args))
+
+
+def _batch_norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
+    """The same on the batch's own statistics; with running ones subtract and scale alone."""
+    statistics = 5 if any(a is True for a in args) else 2
+    return x.numel() * (statistics + sum(isinstance(a, Tensor) for a in args[:2]))
+
+
+def _pool(axes: int) -> Callable[..., int]:
+    """One for each element of each window; a single side is that of every axis."""
+    return lambda out, x, sides, *_, **__: (
+        largest(out) * math.prod(sides) ** (axes if len(sides) == 1 else 1)
+    )
+
+
+def _adaptive_pool(out: Any, x: Tensor, size: list[int], *args: Any, **kwargs: Any) -> int:
+    """The same; windows overlap where the sizes do not divide."""
+    axes = zip(x.shape[-len(size) :], size, strict=True)
+    windows = [sum(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in axes]
+    return x.shape[: -len(size)].numel() * math.prod(windows)
+
+
+def _sort(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
+    """n log2 n, n the number of all elements at most."""
+    return x.numel() * math.ceil(math.log2(max(2, x.numel())))
+
+
+def _fft(out: Tensor, x: Tensor, axes: list[int], *args: Any, **kwargs: Any) -> int:
+    """5 n log2 n for a complex transform, half of it for a real one, as is the custom."""
+    whole = out if out.numel() > x.numel() else x
+    length = math.prod(whole.shape[axis] for axis in axes)
+    halves = 1 + (out.is_complex() and x.is_complex())
+    return math.ceil(2.5 * halves * whole.numel() * math.log2(max(2, length)))
+
+
+# Constants and room; copies, casts and other orders; gathers; questions of shape and type.
+FREE = _names("""
+    empty empty_like empty_strided empty_permuted new_empty new_empty_strided zeros zeros_like
+    new_zeros zero ones ones_like new_ones full full_like new_full fill scalar_tensor eye arange
+    linspace lift lift_fresh lift_fresh_copy resize set
+
+    clone copy _to_copy cat stack unsafe_split unsafe_split_with_sizes constant_pad_nd
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d repeat repeat_interleave flip roll pixel_shuffle pixel_unshuffle
+    channel_shuffle im2col _unsafe_view _reshape_copy tril triu as_strided_scatter select_scatter
+    slice_scatter upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+
+    index _unsafe_index index_select gather take embedding index_copy index_fill masked_select
+    nonzero _local_scalar_dense
+
+    promote_types result_type sym_size sym_numel sym_stride sym_storage_offset is_same_size
+""")
+
+# Pointwise all the same.
+UNTAGGED = _names("""
+    floor_divide hardswish glu _prelu_kernel masked_fill bernoulli rand randn rand_like randn_like
+    randint normal uniform native_dropout
+""")
+
+# Multiply-adds of products that torch's own counter passes over.
+PRODUCTS: Mapping[str, Callable[..., int]] = {
+    "mv": lambda matrix, vector: int(matrix.numel()),
+    "addmv": lambda total, matrix, vector, **_: int(matrix.numel()),
+    "dot": lambda a, b: int(a.numel()),
+    "vdot": lambda a, b: int(a.numel()),
+    "addr": lambda total, a, b, **_: int(a.numel() * b.numel()),
+    "addbmm": lambda total, a, b, **_: int(a.numel() * b.shape[2]),
+    "_addmm_activation": lambda bias, a, b, **_: int(a.numel() * b.shape[1]),
+}
+
+# Elementwise operations, by the result and the arguments.
+SEVERAL: Mapping[str, Callable[..., int]] = {
+    name: weigh
+    for names, weigh in (
+        ("sum nansum mean prod any all amax amin max min argmax argmin", _per_input(1)),
+        ("cumsum cumprod cummax cummin", _per_input(1)),
+        ("linalg_vector_norm norm", _per_input(2)),  # power, sum
+        ("aminmax _aminmax", _per_input(2)),
+        ("var std var_mean std_mean", _per_input(4)),  # sum, subtract, square, sum
+        ("logsumexp logcumsumexp", _per_input(4)),  # maximum, subtract, exponential, sum
+        ("_softmax _log_softmax _safe_softmax", _per_input(5)),  # and divide
+        ("native_layer_norm native_group_norm", _norm),
+        ("_fused_rms_norm", _per_input(4)),  # square, sum, scale, weight
+        ("native_batch_norm cudnn_batch_norm _native_batch_norm_legit", _batch_norm),
+        ("_native_batch_norm_legit_no_training _batch_norm_with_update", _batch_norm),
+        ("avg_pool2d max_pool2d_with_indices", _pool(2)),
+        ("avg_pool3d max_pool3d_with_indices", _pool(3)),
+        ("_adaptive_avg_pool2d _adaptive_avg_pool3d", _adaptive_pool),
+        ("adaptive_max_pool2d adaptive_max_pool3d", _adaptive_pool),
+        # a product for each of 2, 4, 8 or 16 neighbors, and their sum
+        ("upsample_linear1d", _per_output(3)),
+        ("upsample_bilinear2d grid_sampler_2d", _per_output(7)),
+        ("upsample_trilinear3d grid_sampler_3d", _per_output(15)),
+        ("upsample_bicubic2d", _per_output(31)),
+        # one for each number added
+        ("index_add", lambda out, x, axis, at, source, **_: source.numel()),
+        ("scatter_add scatter_reduce", lambda out, x, axis, at, *_, **__: at.numel()),
+        ("scatter", lambda out, x, axis, at, *_, reduce=None: at.numel() if reduce else 0),
+        ("index_put", lambda out, x, at, values, add=False: values.numel() if add else 0),
+        ("col2im", _per_input(1)),
+        ("_cdist_forward", lambda out, a, *_: 3 * out.numel() * a.shape[-1]),
+        ("sort topk median nanmedian kthvalue mode", _sort),
+        ("_fft_r2c _fft_c2r _fft_c2c", _fft),
+    )
+    for name in names.split()
+}

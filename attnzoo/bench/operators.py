@@ -1,0 +1,124 @@
+"""What each operator costs, as the dispatcher sees it; one that nobody counts is an error.
+
+An operator's cost is found in this order:
+
+- what `register` was told, for operators of one's own (`torch.library`);
+- matrix work, products and convolutions, by torch's formulas (`torch.utils.flop_counter`, so that
+  its `register_flop_formula` serves too) and for a few that torch passes over: multiply-adds;
+- nothing for views, copies, casts, gathers and constants: bytes move, nothing is computed;
+- a pointwise operator, by torch's own tag: one operation an element of the result, however costly
+  the function; a reduction: one an element of the input;
+- what does several such things at once: a weight, stated in `operator_table`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+from .operator_table import FREE, PRODUCTS, SEVERAL, UNTAGGED, largest
+
+
+class Work(NamedTuple):
+    """Multiply-adds; elementwise and reduction operations."""
+
+    macs: int = 0
+    elementwise: int = 0
+
+
+class UncountedOperatorError(RuntimeError):
+    """An operator is neither known to be free of work nor counted."""
+
+
+Formula = Callable[..., Work]  # of the operator's own arguments, and its result as `out=`
+
+_registered: dict[str, Formula] = {}
+
+
+def register(name: str) -> Callable[[Formula], Formula]:
+    """State what an operator costs that nobody counts, one of your own as a rule:
+
+        @register("mylib::scan")
+        def scan(x, decay, *, out):  # the operator's arguments, and its result
+            return Work(macs=out.numel(), elementwise=3 * out.numel())
+
+    Args:
+        name: the operator's `torch.library` name, for all of its overloads.
+
+    Raises:
+        ValueError: the name has no namespace, or the operator is counted already.
+    """
+    space, _, operator = name.partition("::")
+    if not operator:
+        raise ValueError(f"name={name!r} must be 'namespace::operator', such as 'mylib::scan'")
+    packet = getattr(getattr(torch.ops, space), operator, None)
+    if packet is not None and any(formula(getattr(packet, o)) for o in packet.overloads()):
+        raise ValueError(f"name={name!r} must be an operator without a count; this one has one")
+
+    def add(count: Formula) -> Formula:
+        _registered[name] = count
+        return count
+
+    return add
+
+
+def formula(operator: Any) -> Formula | None:
+    """What a call of the operator costs, or None where nobody counts it."""
+    name = _name(operator)
+    space, _, base = name.partition("::")
+    packet = getattr(operator, "_overloadpacket", operator)
+    if name in _registered:
+        return _registered[name]
+    if packet in flop_registry:
+        return _by_torch(flop_registry[packet], attention="attention" in name)
+    if space not in _OURS:
+        return None
+    if operator.is_view or torch.Tag.inplace_view in operator.tags or base in FREE:
+        return lambda *args, out, **kwargs: Work()
+    if base in PRODUCTS:
+        return lambda *args, out, **kwargs: Work(macs=PRODUCTS[base](*args, **kwargs))
+    if base in SEVERAL:
+        return lambda *args, out, **kwargs: Work(elementwise=SEVERAL[base](out, *args, **kwargs))
+    if base in UNTAGGED or _tagged(operator, space, base):
+        return lambda *args, out, **kwargs: Work(elementwise=largest(out))
+    return None
+
+
+def uncounted(operator: Any) -> UncountedOperatorError:
+    """The error for an operator without a formula."""
+    return UncountedOperatorError(
+        f"operator {operator} is neither known to be free of work nor counted; state its cost with "
+        f"attnzoo.bench.operators.register({_name(operator)!r})"
+    )
+
+
+def _name(operator: Any) -> str:
+    """`aten::relu` for `aten.relu.default`, `aten.relu_.default` and `aten.relu.out`."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None:
+        return str(operator)  # a higher-order operator
+    name: str = schema.name
+    return name.removesuffix("_") if name.startswith("aten::") else name
+
+
+def _by_torch(flops: Callable[..., int], *, attention: bool) -> Formula:
+    """Torch's formula; attention in one operator also scales its scores and takes a softmax."""
+
+    def count(*args: Any, out: Any, **kwargs: Any) -> Work:
+        macs = flops(*args, **kwargs, out_val=out) // 2
+        if not attention:
+            return Work(macs)
+        return Work(macs, 6 * macs // (args[0].shape[-1] + args[2].shape[-1]))
+
+    return count
+
+
+def _tagged(operator: Any, space: str, base: str) -> bool:
+    """Whether torch calls it pointwise; an operator in place has its tag at the other form."""
+    packet = getattr(getattr(torch.ops, space), base, None)
+    forms = [] if packet is None else [getattr(packet, form) for form in packet.overloads()]
+    return any(torch.Tag.pointwise in form.tags for form in (operator, *forms))
+
+
+_OURS = ("aten", "prims")

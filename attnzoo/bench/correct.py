@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.by_hand import plain_forms
 from ..reference import verify
 from ..registry import Entry, build
+from . import slopes
 from .passes import Bound, derived
 from .settings import Settings
 from .workload import arguments, leaves, tensors
@@ -38,9 +39,13 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
 
     Raises WrongResultError, naming what is off and by how much.
     """
-    for verdict in verify(entry.name):
+    verdicts = verify(entry.name)
+    for verdict in verdicts:
         if not verdict.passed:
-            raise _wrong(entry, f"reference case {verdict.case!r}: {verdict.worst}", verdict.error)
+            raise WrongResultError(
+                f"{entry.name} is not timed: reference case {verdict.case!r} is off by "
+                f"{verdict.error:.1e} in {verdict.worst}"
+            )
     limit = math.sqrt(torch.finfo(settings.computed).eps)
     twin = build(entry.name, **config, dtype=torch.float64, device="cpu")
     worst = 0.0
@@ -51,13 +56,20 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
             if not error <= limit:
                 raise _wrong(entry, f"{name}: {what}", error, limit)
             worst = max(worst, error)
+    if not verdicts:
+        for name, error in slopes.errors(twin, bound.inputs, bound.grads):
+            if not error <= slopes.LIMIT:
+                raise WrongResultError(
+                    f"{entry.name} is not timed: the gradient of {name} is no slope of its outputs "
+                    f"(off by {error:.1e}, limit {slopes.LIMIT:.0e})"
+                )
     return Checked(worst, limit)
 
 
-def _wrong(entry: Entry, what: str, error: float, limit: float | None = None) -> WrongResultError:
-    size = "is missing, misshapen or not finite" if math.isinf(error) else f"is off by {error:.1e}"
-    held = "" if limit is None else f" against its plain form in float64 (limit {limit:.0e})"
-    return WrongResultError(f"{entry.name} is not timed: {what} {size}{held}")
+def _wrong(entry: Entry, what: str, error: float, limit: float) -> WrongResultError:
+    size = f"is off by {error:.1e}" if math.isfinite(error) else "is absent, misshapen or infinite,"
+    held = f"from the plain form in float64 (limit {limit:.0e})"
+    return WrongResultError(f"{entry.name} is not timed: {what} {size} {held}")
 
 
 def _inference(
@@ -134,6 +146,8 @@ def _errors(found: Results, wanted: Results) -> Iterator[tuple[str, float]]:
         floor = 1e-3 * max((_size(t) for t in theirs.values() if t is not None), default=0.0)
         for key in found[kind].keys() | theirs.keys():
             ours, right = found[kind].get(key), theirs.get(key)
+            if ours is None and right is None:
+                continue
             if ours is None or right is None or ours.shape != right.shape:
                 yield f"{kind} {key}", math.inf
             else:

@@ -38,40 +38,33 @@ class Work(NamedTuple):
     seconds: float
 
 
-class Verdict(NamedTuple):
-    """A row's roofs, and for each pass which rules and the fraction reached."""
-
-    bandwidth: float
-    macs: float
-    launch_us: float
-    roofs: list[Roof]
-    fractions: list[float | None]
-
-
-def verdict(works: list[Work], settings: Settings) -> Verdict:
-    """Hold passes of one row to the roofs of this machine."""
+def verdict(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
+    """The row's fields: this machine's roofs, and for each pass which rules and what it reaches."""
     threads = torch.get_num_threads()
-    rates = _copies(settings.device, threads)
-    least = min(work.bytes for work in works)
-    measured = max(
-        rate for size, rate in rates.items() if size >= max(_not_above(least), FOOTPRINTS[0])
-    )
-    bandwidth = max(measured, *(work.bytes / work.seconds for work in works))
-    product = _products(settings.device, settings.computed, threads)
-    macs = max(product, *(work.macs / work.seconds for work in works))
     launch = _launch(settings.device, threads)
-    roofs: list[Roof] = []
-    fractions: list[float | None] = []
-    for work in works:
+    rates = _copies(settings.device, threads)
+    size = min(work.bytes for work in works.values())
+    nearest = max((f for f in rates if f <= size), default=min(rates))
+    bandwidth = max(rate for f, rate in rates.items() if f >= nearest)
+    macs = _products(settings.device, settings.computed, threads)
+    for work in works.values():
+        bandwidth = max(bandwidth, work.bytes / work.seconds)
+        macs = max(macs, work.macs / work.seconds)
+    fields: dict[str, Any] = {
+        "roof_bandwidth": bandwidth,
+        "roof_macs": macs,
+        "roof_launch_us": 1e6 * launch,
+    }
+    for name, work in works.items():
         bounds: dict[Roof, float] = {
             "bandwidth": work.bytes / bandwidth,
             "compute": work.macs / macs,
             "launch": work.calls * launch,
         }
         roof = max(bounds, key=lambda key: bounds[key])
-        roofs.append(roof)
-        fractions.append(None if roof == "launch" else bounds[roof] / work.seconds)
-    return Verdict(bandwidth, macs, launch * 1e6, roofs, fractions)
+        fraction = None if roof == "launch" else bounds[roof] / work.seconds
+        fields |= {f"roof_{name}": roof, f"roof_{name}_fraction": fraction}
+    return fields
 
 
 def calls(one: Pass, settings: Settings) -> int:
@@ -96,10 +89,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         self.calls += 1
         return func(*args, **(kwargs or {}))
-
-
-def _not_above(size: int) -> int:
-    return max((f for f in FOOTPRINTS if f <= size), default=FOOTPRINTS[0])
 
 
 @functools.cache

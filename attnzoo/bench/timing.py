@@ -4,7 +4,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +18,8 @@ ROUNDS = 5  # spread over a row's whole time, so that the interval has seen a ne
 PULSE_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class Times:
-    """All that the clock says of a row."""
-
-    forward: Latency
-    train_forward: Latency
-    training: Latency
-    forward_cold: Latency | None
-    training_cold: Latency | None
-    pulse_ms: float
-    sm_clock_mhz: float | None
-    throttle: str | None
-
-
-def times(passes: Passes, settings: Settings) -> Times:
-    """Sample every pass in turn, round after round, `min_time` seconds each in all."""
+def times(passes: Passes, settings: Settings) -> dict[str, Any]:
+    """A row's latencies, pulse and clock: `min_time` seconds a pass, round after round."""
     clocks = cuda.Clocks(settings.device) if settings.kind == "cuda" else None
     found: dict[str, list[float]] = defaultdict(list)
     beat = pulse(settings.device)
@@ -45,16 +30,14 @@ def times(passes: Passes, settings: Settings) -> Times:
             if settings.cold and name != "train_forward":
                 found[f"{name}_cold"] += _ready(one, settings, share, clocks, cold=True)
         found["pulse"] += samples(beat, settings, PULSE_SHARE * share)
-    return Times(
-        forward=_latency(found["forward"]),
-        train_forward=_latency(found["train_forward"]),
-        training=_latency(found["training"]),
-        forward_cold=_latency(found["forward_cold"]) if settings.cold else None,
-        training_cold=_latency(found["training_cold"]) if settings.cold else None,
-        pulse_ms=statistics.median(found["pulse"]),
-        sm_clock_mhz=clocks.mhz if clocks else None,
-        throttle=clocks.throttle if clocks else None,
-    )
+    return {
+        "pulse_ms": statistics.median(found.pop("pulse")),
+        "sm_clock_mhz": clocks.mhz if clocks else None,
+        "throttle": clocks.throttle if clocks else None,
+        "latency_forward_cold": None,
+        "latency_training_cold": None,
+        **{f"latency_{name}": _latency(sampled) for name, sampled in found.items()},
+    }
 
 
 def samples(

@@ -68,8 +68,9 @@ def pulse(device: str) -> Callable[[], Any]:
     def work() -> Any:
         with torch.inference_mode():
             for _ in range(4):
-                (a @ a).relu().softmax(1)
-                (x.sigmoid() * x + x.mean(1, keepdim=True)).amax(0)
+                product = (a @ a).relu().softmax(1)
+                gate = (x.sigmoid() * x + x.mean(1, keepdim=True)).amax(0)
+            return product, gate
 
     return work
 

@@ -146,13 +146,14 @@ def test_clocks_are_noted_while_the_queue_works(
         cuda.samples(lambda: device.work("step", 1.0), "cuda", 0.0, clocks)
     assert (clocks.mhz, clocks.throttle) == (1600, "power cap, thermal slowdown")
 
-    def unknown(uuid: str) -> None:
+    def unknown(*args: Any) -> None:
         raise NVMLError
 
-    nvml.nvmlDeviceGetHandleByUUID = unknown
-    slice_of_one = cuda.Clocks("cuda")
-    slice_of_one.note()
-    assert (slice_of_one.mhz, slice_of_one.throttle) == (None, None)
+    for call in ("nvmlDeviceGetClockInfo", "nvmlDeviceGetHandleByUUID"):
+        setattr(nvml, call, unknown)
+        part = cuda.Clocks("cuda")
+        part.note()
+        assert (part.mhz, part.throttle) == (None, None)
 
 
 def test_without_nvml_there_is_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +187,17 @@ def test_a_replayed_graph_gives_the_captured_tensors(monkeypatch: pytest.MonkeyP
     assert replay() is replay() is made[-1]
     assert len(replays) == 2
     assert len(made) == 4
+
+
+def test_peak_memory_is_above_what_was_there(
+    device: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"now": 100, "most": 900}
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
+    reset = lambda device: held.update(most=held["now"])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    assert cuda.peak_bytes(lambda: held.update(most=350), "cuda") == 250
 
 
 def test_tf32_is_off_for_a_row_and_as_before_after_it() -> None:

@@ -136,11 +136,14 @@ class Clocks:
                 self._nvml = pynvml
 
     def note(self) -> None:
-        """Read both now."""
-        if self._nvml is not None:
-            sm = self._nvml.NVML_CLOCK_SM
-            self._clocks.append(self._nvml.nvmlDeviceGetClockInfo(self._handle, sm))
-            self._reasons |= self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
+        """Read both now, where the driver tells them."""
+        if self._nvml is None:
+            return
+        with contextlib.suppress(self._nvml.NVMLError):
+            reasons = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
+            clock = self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
+            self._reasons |= reasons
+            self._clocks.append(clock)
 
     @property
     def mhz(self) -> float | None:

@@ -51,6 +51,7 @@ class Bound:
     wanted: dict[str, Tensor]  # leaves that get a gradient, by name
     grads: list[Tensor]  # fixed gradients of the outputs that want one
     passes: Passes
+    allocating: Pass  # the training step as it is before a graph takes over its memory
     compile_seconds: float | None
 
 
@@ -72,9 +73,10 @@ def bind(entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> 
         with one.ready() as step:
             step()
     seconds = time.perf_counter() - start if settings.mode == "compiled" else None
+    allocating = passes.training
     if settings.mode == "cudagraph":
         passes = Passes(*(_captured(one, settings.device) for one in passes))
-    return Bound(block, run, inputs, wanted, grads, passes, seconds)
+    return Bound(block, run, inputs, wanted, grads, passes, allocating, seconds)
 
 
 def _output_gradients(

@@ -123,7 +123,7 @@ def _works(
 def _memory(bound: Bound, settings: Settings) -> dict[str, Any]:
     with settings.precision():
         saved = count.saved_bytes(bound.run.train(), bound.inputs)
-    with bound.passes.training.ready() as step:
+    with bound.allocating.ready() as step:
         peak = cuda.peak_bytes(step, settings.device) if settings.kind == "cuda" else None
     return {"memory_saved_bytes": saved, "memory_peak_bytes": peak}
 

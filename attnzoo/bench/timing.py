@@ -17,7 +17,7 @@ from .settings import Settings
 ROUNDS = 5  # spread over a row's whole time, so that the interval has seen a neighbor come and go
 LEAST = 3  # rounds, where single calls outlast the time that was given
 PATIENCE = 15  # times that time
-PULSE_SHARE = 0.1  # of the time of a pass
+PULSE_SHARE = 0.25  # of the time of a pass
 
 
 def times(passes: Passes, settings: Settings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Column:
     text: Callable[[PlainRow], str]
     number: bool = True
     brief: bool = True  # shown in a terminal too
+    short: Callable[[PlainRow], str] | None = None  # what shows there, in place of `text`
 
     def filled(self, rows: Sequence[PlainRow]) -> bool:
         """Whether any of the rows has something here."""
@@ -29,14 +30,12 @@ class Column:
 def columns(rows: Sequence[PlainRow]) -> list[Column]:
     """The columns these rows need: none that is empty, none that only says what all share."""
     good = [row for row in rows if "error" not in row]
-    first = [_word("block", "name of the block; `attnzoo show NAME` tells more")]
+    first = _word("block", "name of the block; `attnzoo show NAME` tells more")
     extra = [_word(key, "condition of the measurement") for key in differing(good)]
     if _several_configs(good):
-        extra.append(
-            Column("config", "the block's keywords", config, config, number=False, brief=True)
-        )
-    found = [c for c in (_rank("rank"), *first, *extra, *COLUMNS) if c.filled(good)]
-    return found if good else first
+        extra.append(Column("config", "the block's keywords", config, config, number=False))
+    found = [c for c in (_rank("rank"), first, *extra, *COLUMNS) if c.filled(good)]
+    return found if good else [first]
 
 
 def differing(rows: Sequence[PlainRow]) -> list[str]:
@@ -121,7 +120,13 @@ def _time(title: str, name: str, means: str, brief: bool = True) -> Column:
         median, p20, p80 = (row[f"{name}{end}"] for end in ("_ms", "_p20_ms", "_p80_ms"))
         return f"{median:.3g} ({p20:.3g} to {p80:.3g})"
 
-    return Column(title, means, lambda row: row.get(f"{name}_ms"), text, brief=brief)
+    def short(row: PlainRow) -> str:
+        if row.get(f"{name}_ms") is None:
+            return ""
+        half = (row[f"{name}_p80_ms"] - row[f"{name}_p20_ms"]) / 2
+        return f"{row[f'{name}_ms']:.3g} ±{half / row[f'{name}_ms']:.0%}"
+
+    return Column(title, means, lambda row: row.get(f"{name}_ms"), text, brief=brief, short=short)
 
 
 def _roof(title: str, name: str, means: str, brief: bool = True) -> Column:
@@ -158,21 +163,11 @@ COLUMNS = (
         "multiply-adds of one sample's forward pass by the authors' arithmetic: convolutions, "
         "matrix products, attention, scans; one MAC is two FLOPs",
     ),
-    _whole("MACs run", "macs_executed", "multiply-adds that our arithmetic runs", brief=False),
-    _whole(
-        "elementwise",
-        "elementwise",
-        "elementwise and reduction operations of one sample's forward pass",
-        brief=False,
-    ),
     _bytes(
         "min bytes",
         "bytes_forward",
         "what any implementation must move in a forward pass over the batch: input, output, "
         "parameters",
-    ),
-    _bytes(
-        "min bytes fwd+bwd", "bytes_training", "the same with the gradients of all three", False
     ),
     _time(
         "forward ms",
@@ -180,15 +175,8 @@ COLUMNS = (
         "the batch in eval mode under inference_mode: median (20th to 80th percentile)",
     ),
     _time("forward cold ms", "latency_forward_cold", "the same with an empty L2 cache"),
-    _time(
-        "train fwd ms",
-        "latency_train_forward",
-        "the forward pass in train mode, autograd recording",
-        brief=False,
-    ),
     _time("fwd+bwd ms", "latency_training", "forward and backward in train mode"),
     _time("fwd+bwd cold ms", "latency_training_cold", "the same with an empty L2 cache"),
-    _rank("rank_training", "rank fwd+bwd", brief=False),
     Column(
         "compile s",
         "seconds of the first, compiling calls; in none of the times",
@@ -204,4 +192,21 @@ COLUMNS = (
         "operators) and the fraction of that roof it reaches",
     ),
     _roof("roof fwd+bwd", "roof_training", "the same of forward and backward", brief=False),
+    _rank("rank_training", "rank fwd+bwd", brief=False),
+    _time(
+        "train fwd ms",
+        "latency_train_forward",
+        "the forward pass in train mode, autograd recording",
+        brief=False,
+    ),
+    _whole("MACs run", "macs_executed", "multiply-adds that our arithmetic runs", brief=False),
+    _whole(
+        "elementwise",
+        "elementwise",
+        "elementwise and reduction operations of one sample's forward pass",
+        brief=False,
+    ),
+    _bytes(
+        "min bytes fwd+bwd", "bytes_training", "the same with the gradients of all three", False
+    ),
 )

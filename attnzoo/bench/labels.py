@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.legend import Legend
     from matplotlib.transforms import BboxBase
 
+INK = "#1b1b1c"  # of text, axes and leaders; a page puts its own in its place
 Spot = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 MARKER = 4.0  # pixels from the middle of a marker to its edge
@@ -61,7 +62,7 @@ def stacked(axes: "Axes", ends: Sequence[tuple[float, float]], names: Sequence[s
             va="center",
             annotation_clip=False,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "alpha": 0.6, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.4, "alpha": 0.6, "shrinkB": 3},
         )
 
 
@@ -75,7 +76,14 @@ def _text(axes: "Axes", spot: tuple[float, float], name: str) -> Any:
         ha="center",
         va="center",
         parse_math=False,
-        arrowprops={"arrowstyle": "-", "lw": 0.4, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
+        arrowprops={
+            "arrowstyle": "-",
+            "color": INK,
+            "lw": 0.4,
+            "alpha": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 3,
+        },
     )
 
 

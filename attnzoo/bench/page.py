@@ -10,7 +10,8 @@ from importlib import resources
 from string import Template
 
 from .columns import Column, PlainRow, columns
-from .plots import INK, Picture
+from .labels import INK
+from .plots import Picture
 
 
 def page(
@@ -78,7 +79,7 @@ def _figures(pictures: Sequence[Picture]) -> Iterator[str]:
         yield '<h2>Plots</h2>\n<div class="plots">'
         for picture in pictures:
             title = html.escape(picture.title)
-            yield f"<figure>{_inline(picture, title)}<figcaption>{title}</figcaption></figure>"
+            yield f"<figure>{_inline(picture, title)}</figure>"
         yield "</div>"
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .columns import PlainRow, amount, label
-from .labels import beside, stacked
+from .labels import INK, beside, stacked
 from .scaling import Line, growth, lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1b1b1c"  # of text and axes; a page puts its own in its place
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f")
 STYLE = {
     "svg.hashsalt": "attnzoo",

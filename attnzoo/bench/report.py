@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +64,11 @@ def conditions(rows: Sequence[PlainRow]) -> dict[str, str]:
 def terminal(rows: Iterable[Written | PlainRow]) -> Table:
     """The table as rich prints it; a failure says why in a line below."""
     found = ranked(plain(rows))
-    shown = [column for column in columns(found) if column.brief]
+    shown = [
+        replace(column, text=column.short or column.text)
+        for column in columns(found)
+        if column.brief
+    ]
     table = Table(caption=Text(heading(found)), caption_justify="left")
     for column in shown:
         table.add_column(column.title, justify="right" if column.number else "left")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,11 @@ from attnzoo.registry import Entry, Inputs, find
 
 from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
 
-LEAST_PAIRS = 12
-SAMPLE = 1e-3  # seconds that one sample lasts at least
+Call = Callable[[Inputs], Any]
+Pair = tuple[Any, Any]
+
+LEAST_PAIRS = 30
+SAMPLE = 2e-4  # seconds that one sample lasts at least; a longer one is interrupted more often
 COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", "theirs / ours")
 
 
@@ -63,7 +66,18 @@ def measured(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
         return row | {"error": reason.split("\n", 1)[0]}
 
 
-def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
+class Match(NamedTuple):
+    """A peer and our block with the same inputs and, where they fit, the same weights."""
+
+    config: Config
+    inputs: Inputs
+    blocks: Pair  # ours, theirs
+    sides: Pair  # the calls of both on inputs
+    outputs: str  # whether they agree
+
+
+def matched(peer: Peer, options: argparse.Namespace) -> Match:
+    """Build both sides of a comparison and say whether they compute the same."""
     entry = find(peer.block)
     config = _config(entry, peer, options.c)
     extent = entry.extent
@@ -73,26 +87,31 @@ def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
     theirs = peer.build(config, options.upstream)
     stir(theirs)
     ours, outputs = _twin(entry, theirs, peer, config)
-    for verdict in attnzoo.verify(entry.name):
-        if not verdict.passed:
-            raise RuntimeError(f"{entry.name} fails its reference case {verdict.case!r}")
-    device = options.device
-    inputs = leaves(make_inputs(entry, config, extent, device=device))
-    ours, theirs = ours.to(device), theirs.to(device)
-    sides = (lambda i: call(ours, i), lambda i: peer.call(theirs, i))
+    inputs = leaves(make_inputs(entry, config, extent, device=options.device))
+    blocks = (ours.to(options.device), theirs.to(options.device))
+    sides = (lambda i: call(blocks[0], i), lambda i: peer.call(blocks[1], i))
     if outputs == "equal":
-        outputs = agreement(sides, (ours, theirs), inputs)
+        outputs = agreement(sides, blocks, inputs)
+    return Match(config, inputs, blocks, sides, outputs)
+
+
+def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
+    found = matched(peer, options)
+    for verdict in attnzoo.verify(peer.block):
+        if not verdict.passed:
+            raise RuntimeError(f"{peer.block} fails its reference case {verdict.case!r}")
+    both = found.sides, found.blocks, found.inputs
     return {
         "version": peer.version(options.upstream),
-        "config": config,
-        "shape": {key: list(t.shape) for key, t in inputs.items() if isinstance(t, Tensor)},
-        "device": device,
+        "config": found.config,
+        "shape": {key: list(t.shape) for key, t in found.inputs.items()},
+        "device": options.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "attnzoo": attnzoo.__version__,
-        "outputs": outputs,
-        "forward": compared(*_forwards(sides, (ours, theirs), inputs), device, options.min_time),
-        "training": compared(*_trainings(sides, (ours, theirs), inputs), device, options.min_time),
+        "outputs": found.outputs,
+        "forward": compared(*_forwards(*both), options.device, options.min_time),
+        "training": compared(*_trainings(*both), options.device, options.min_time),
     }
 
 
@@ -122,10 +141,6 @@ def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[
         return attnzoo.from_upstream(entry.name, weights, **config), "equal"
     except (ValueError, KeyError):
         return attnzoo.build(entry.name, **config), "not comparable"
-
-
-Call = Callable[[Inputs], Any]
-Pair = tuple[Any, Any]
 
 
 def agreement(sides: Pair, blocks: Pair, inputs: Inputs) -> str:

@@ -1,58 +1,181 @@
 """Is it right here? No time is printed for a block that is not."""
 
+import copy
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.by_hand import plain_forms
 from ..reference import verify
-from ..registry import Entry, Inputs, build
-from .workload import call, leaves, tensors
+from ..registry import Entry, build
+from . import slopes
+from .passes import Bound, derived
+from .rounding import Rounded
+from .settings import Settings
+from .workload import arguments, leaves, tensors
+
+DRAWS = 2  # of random roundings
+EXCUSE = 8  # times as far as those move the plain form, a right block may be off
+Results = dict[str, dict[str, Tensor | None]]  # by kind, then by name
 
 
-def fault(entry: Entry, config: dict[str, Any], block: nn.Module, inputs: Inputs) -> str | None:
-    """What is wrong with the block on this device and dtype, or None.
+class WrongResultError(RuntimeError):
+    """A block's numbers are wrong on this device and dtype; it gets no time."""
 
-    First its reference vectors are run again; then its outputs and gradients on these inputs are
-    compared with its plain form in float64 on the CPU. Both sides see the same rounded numbers,
-    so what is left is the arithmetic's own rounding: half of the dtype's digits are asked for,
-    of the root mean square of each tensor.
+
+class Checked(NamedTuple):
+    """The largest relative error that was seen, and what it was held to."""
+
+    error: float
+    limit: float
+
+
+def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings) -> Checked:
+    """Hold the passes that are to be timed to the block's plain form in float64 on the CPU.
+
+    First the block's reference vectors are run again. Then the inference pass's outputs and the
+    training step's outputs, gradients and buffers are compared, each tensor's root mean square of
+    the difference with its own. Both sides see the same rounded numbers, so what is left is the
+    arithmetic's own rounding, for which half of the dtype's digits are asked; where cancellation
+    leaves fewer, `EXCUSE` times what roundings of that size do to the plain form.
+
+    Raises WrongResultError, naming what is off and by how much.
     """
-    for verdict in verify(entry.name):
+    verdicts = verify(entry.name)
+    for verdict in verdicts:
         if not verdict.passed:
-            return (
-                f"reference case {verdict.case!r} is off by {verdict.error:.1e} in {verdict.worst}"
+            raise WrongResultError(
+                f"{entry.name} is not timed: reference case {verdict.case!r} is off by "
+                f"{verdict.error:.1e} in {verdict.worst}"
             )
-    twin = build(entry.name, **config, dtype=torch.float64)
-    twin.load_state_dict(block.state_dict())
-    found = _results(block.eval(), inputs)
-    with plain_forms():
-        wanted = _results(twin.eval(), inputs, double=True)
-    dtype = next(t.dtype for t in tensors(inputs) if t.is_floating_point())
-    limit = math.sqrt(torch.finfo(dtype).eps)
-    floor = 1e-3 * max((_size(t) for t in wanted.values()), default=0.0)
-    for key, theirs in wanted.items():
-        error = _size(found[key].to("cpu", torch.float64) - theirs) / max(_size(theirs), floor)
-        if not error <= limit:
-            return f"{key} is off by {error:.1e} from the plain form in float64 (limit {limit:.0e})"
-    return None
+    eps = torch.finfo(settings.computed).eps
+    limit, worst = math.sqrt(eps), 0.0
+    twin = build(entry.name, **config, dtype=torch.float64, device="cpu")
+    for train in (False, True):
+        twin.load_state_dict(bound.block.state_dict())
+        state = copy.deepcopy(twin.state_dict())
+        found = _found(entry, bound, train, settings)
+        wanted = _plain(entry, bound, twin, train, settings)
+        errors = dict(_errors(found, wanted, {}))
+        if any(limit < error < math.inf for error in errors.values()):
+            noise: dict[str, float] = {}
+            for seed in range(DRAWS):
+                twin.load_state_dict(state)
+                with Rounded(eps, seed):
+                    rough = _plain(entry, bound, twin, train, settings)
+                for what, size in _differences(rough, wanted):
+                    noise[what] = max(noise.get(what, 0.0), EXCUSE * size / limit)
+            errors = dict(_errors(found, wanted, noise))
+        for what, error in errors.items():
+            if not error <= limit:
+                raise _wrong(entry, "training" if train else "inference", what, error, limit)
+            worst = max(worst, error)
+    if not verdicts:
+        for name, error in slopes.errors(twin, bound.inputs, bound.grads):
+            if not error <= slopes.LIMIT:
+                raise WrongResultError(
+                    f"{entry.name} is not timed: the gradient of {name} is no slope of its outputs "
+                    f"(off by {error:.1e}, limit {slopes.LIMIT:.0e})"
+                )
+    return Checked(worst, limit)
 
 
-def _results(block: nn.Module, inputs: Inputs, double: bool = False) -> dict[str, Tensor]:
-    """Outputs and gradients by name, for a gradient of ones."""
-    mine = leaves(inputs, torch.float64 if double else None, "cpu" if double else None)
-    outputs = list(tensors(call(block, mine)))
-    wanted = {f"input {i}": t for i, t in enumerate(tensors(mine)) if t.requires_grad}
-    wanted |= {f"parameter {key}": p for key, p in block.named_parameters()}
-    results = [o for o in outputs if o.requires_grad]
-    grads = torch.autograd.grad(
-        results, list(wanted.values()), [torch.ones_like(o) for o in results], allow_unused=True
-    )
-    found = {f"output {i}": o.detach() for i, o in enumerate(outputs) if o.is_floating_point()}
-    found |= {f"gradient of {k}": g for k, g in zip(wanted, grads, strict=True) if g is not None}
-    return found
+def _wrong(entry: Entry, when: str, what: str, error: float, limit: float) -> WrongResultError:
+    size = f"is off by {error:.1e}" if math.isfinite(error) else "is absent, misshapen or infinite,"
+    held = f"from the plain form in float64 (limit {limit:.0e})"
+    return WrongResultError(f"{entry.name} is not timed: {when}: {what} {size} {held}")
+
+
+def _found(entry: Entry, bound: Bound, train: bool, settings: Settings) -> Results:
+    """What the passes that are to be timed give."""
+    torch.manual_seed(2)
+    one = bound.passes.training if train else bound.passes.forward
+    with one.ready() as step:
+        output, grads = step() if train else (step(), ())
+    _same_dtype(entry, list(tensors(output)), settings)
+    named = dict(zip(bound.wanted, grads, strict=True)) if train else {}
+    return _results(output, named, bound.block)
+
+
+def _plain(entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: Settings) -> Results:
+    """What the plain form gives on the same numbers."""
+    mine = leaves(bound.inputs, torch.float64, "cpu")
+    positional, keywords = arguments(twin.train(train), mine)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    with torch.set_grad_enabled(train), plain_forms():
+        output = twin(*positional, **keywords)
+    if not torch.equal(before, torch.get_rng_state()):
+        _repeatable(entry, settings)
+    if not train:
+        return _results(output, {}, twin)
+    parts = [*(t for t in tensors(mine) if t.requires_grad), *twin.parameters()]
+    grads = derived(output, parts, [g.to("cpu", torch.float64) for g in bound.grads])
+    return _results(output, dict(zip(bound.wanted, grads, strict=True)), twin)
+
+
+def _repeatable(entry: Entry, settings: Settings) -> None:
+    """Only the CPU's own generator draws the same numbers for a block and its plain form."""
+    if settings.kind != "cpu" or settings.mode == "compiled":
+        raise WrongResultError(
+            f"{entry.name} is not timed: its training draws random numbers, which can be checked "
+            "on the CPU in eager mode alone; build it with dropout=0"
+        )
+
+
+def _same_dtype(entry: Entry, outputs: list[Tensor], settings: Settings) -> None:
+    legal = {settings.stored, settings.computed}
+    for i, output in enumerate(outputs):
+        if output.is_floating_point() and output.dtype not in legal:
+            raise WrongResultError(
+                f"{entry.name} is not timed: output {i} is {output.dtype}, not {settings.stored}"
+            )
+
+
+def _results(output: Any, grads: dict[str, Tensor | None], block: nn.Module) -> Results:
+    return {
+        "output": _named(list(tensors(output))),
+        "gradient of": {k: g for k, g in grads.items() if k.startswith("input")},
+        "gradient of the": {k: g for k, g in grads.items() if k.startswith("parameter")},
+        "buffer": dict(block.named_buffers()),
+    }
+
+
+def _named(outputs: list[Tensor]) -> dict[str, Tensor | None]:
+    return {str(i): output for i, output in enumerate(outputs)}
+
+
+def _errors(
+    found: Results, wanted: Results, noise: Mapping[str, float]
+) -> Iterator[tuple[str, float]]:
+    """Each result's error relative to its own size, or to its noise where that is larger.
+
+    Infinite where one side lacks it, its shape differs or it is not finite. A tensor smaller than
+    a thousandth of the largest of its kind is held to that size: a gradient that is zero but for
+    rounding has no digits of its own.
+    """
+    for kind, theirs in wanted.items():
+        sizes = {key: _size(t) for key, t in theirs.items() if t is not None}
+        floor = 1e-3 * max(sizes.values(), default=0.0)
+        for what, error in _differences({kind: found[kind]}, {kind: theirs}):
+            scale = max(sizes.get(what.removeprefix(f"{kind} "), 0.0), floor, noise.get(what, 0.0))
+            relative = error / scale if error and scale else error
+            yield what, relative if math.isfinite(relative) else math.inf
+
+
+def _differences(found: Results, wanted: Results) -> Iterator[tuple[str, float]]:
+    for kind, theirs in wanted.items():
+        for key in dict.fromkeys([*theirs, *found[kind]]):
+            ours, right = found[kind].get(key), theirs.get(key)
+            if ours is None and right is None:
+                continue
+            if ours is None or right is None or ours.shape != right.shape:
+                yield f"{kind} {key}", math.inf
+            else:
+                yield f"{kind} {key}", _size(ours.detach().to("cpu", torch.float64) - right)
 
 
 def _size(tensor: Tensor) -> float:

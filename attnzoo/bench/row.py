@@ -45,7 +45,7 @@ class Identity:
 
     def identity(self) -> str:
         """The fields of `Identity` as one line of JSON, the same for a task, its row or failure."""
-        return _line({item.name: getattr(self, item.name) for item in fields(Identity)})
+        return _line({name: getattr(self, name) for name in IDENTITY})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Row(Identity):
     pulse_ms: float  # a fixed reference workload, timed in between this row's samples
     memory_saved_bytes: int  # kept by autograd between forward and backward
     memory_peak_bytes: int | None  # of a training step, above what was there before; CUDA only
-    roof_bandwidth: float  # bytes per second that this machine copies, measured in this run
+    roof_bandwidth: float  # bytes per second of a copy of the row's size, measured in this run
     roof_macs: float  # multiply-adds per second of a large matrix product in this dtype
     roof_launch_us: float  # microseconds of one operator call on next to nothing
     roof_forward: Roof  # what bounds latency_forward from below
@@ -109,6 +109,7 @@ class Failure:
 
 
 _ENDS = (("median", "_ms"), ("p20", "_p20_ms"), ("p80", "_p80_ms"), ("samples", "_samples"))
+IDENTITY = tuple(f.name for f in fields(Identity))
 LATENCIES = tuple(f.name for f in fields(Row) if f.type in (Latency, Latency | None))
 
 

@@ -163,6 +163,9 @@ def test_what_differs_between_rows_becomes_a_column() -> None:
     assert "peak bytes" not in titles
     assert "eager" not in report.heading(rows)
     assert "float32" in report.heading(rows)
+    assert "copies at 10 GB/s, matrix products at 100 GMAC/s, 2 us" in report.heading(rows)
+    rows[1]["roof_bandwidth"] = 6.6e10
+    assert "copies at 10 G to 66 GB/s" in report.heading(rows)
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

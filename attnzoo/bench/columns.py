@@ -73,13 +73,13 @@ def shape(row: PlainRow) -> str:
     return " + ".join(_sides(value) for value in row["shape"].values())
 
 
-def amount(value: float) -> str:
-    """Three digits and a unit of 1000s: `806k`."""
+def amount(value: float, gap: str = "") -> str:
+    """Three digits and a unit of 1000s: `806k`; `gap` stands between the two."""
     for unit in ("", "k", "M", "G"):
         if abs(value) < 999.5:
-            return f"{value:.3g}{unit}"
+            return f"{value:.3g}{gap}{unit}"
         value /= 1000
-    return f"{value:.3g}T"
+    return f"{value:.3g}{gap}T"
 
 
 def _sides(value: object) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,16 +50,22 @@ def conditions(rows: Sequence[PlainRow]) -> dict[str, str]:
         "autocast": "autocast" * bool(first.get("autocast")),
         "channels_last": "channels_last" * bool(first.get("channels_last")),
         "mode": str(first.get("mode") or ""),
-        "threads": f"{first['threads']} threads",
+        "threads": f"{first['threads']} thread{'s' * (first['threads'] != 1)}",
         **{key: f"{key} {first.get(key)}" for key in VERSIONS},
     }
-    if first.get("roof_bandwidth"):
+    if any(row.get("roof_bandwidth") for row in rows):
         words |= {
-            "memory bandwidth": f"{amount(first['roof_bandwidth'])}B/s copied",
-            "matrix rate": f"{amount(first['roof_macs'])} MAC/s of matrix products",
-            "launch overhead": f"{first['roof_launch_us']:.3g} us an operator",
+            "memory bandwidth": f"copies at {_range(rows, 'roof_bandwidth')}B/s",
+            "matrix rate": f"matrix products at {_range(rows, 'roof_macs')}MAC/s",
+            "launch overhead": f"{_range(rows, 'roof_launch_us')}us to call an operator",
         }
     return {key: text for key, text in words.items() if text and key not in apart}
+
+
+def _range(rows: Sequence[PlainRow], key: str) -> str:
+    """A roof's value, or its least and largest where rows of other sizes have others."""
+    values = [row[key] for row in rows if row.get(key)]
+    return " to ".join(dict.fromkeys(amount(end, " ") for end in (min(values), max(values))))
 
 
 def terminal(rows: Iterable[Written | PlainRow]) -> Table:
@@ -130,8 +137,18 @@ def write(rows: Sequence[Written | PlainRow], folder: Path, command: str) -> tup
         "bench.html": page(found, *_header(found, command), drawn),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        _replace(folder / name, text)
     return (*(folder / name for name in texts), *([folder / "plots"] if drawn else []))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a whole file in place of the earlier one, in one step."""
+    part = file.with_name(f".{file.name}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
 
 
 def plain(rows: Iterable[Written | PlainRow]) -> list[dict[str, Any]]:

@@ -354,6 +354,20 @@ def test_one_row_and_rows_without_macs_are_drawn(tmp_path: Path) -> None:
     assert len(plots.pictures([made(), made("simam", macs=0, macs_executed=0)], tmp_path)) == 3
 
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("*/bench.json")), ids=lambda path: path.parent.name
+)
+def test_committed_results_can_be_reported_again(file: Path, tmp_path: Path) -> None:
+    rows = json.loads(file.read_text())
+    report.write(rows, tmp_path, "attnzoo bench")
+    assert json.loads((tmp_path / "bench.json").read_text()) == rows
+    lines = (tmp_path / "bench.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == len(rows) + 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine to open the page in")
 def test_a_browser_sorts_by_true_values(written: Path) -> None:

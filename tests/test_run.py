@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import registry
-from attnzoo.bench import run
+from attnzoo.bench import run, timing
 from attnzoo.bench.row import IDENTITY, LATENCIES, Failure, Latency, Row, from_json
 from attnzoo.registry import find
 
@@ -55,7 +55,7 @@ def test_intervals_hold_their_medians(row: Row) -> None:
     for latency in (row.latency_forward, row.latency_train_forward, row.latency_training):
         assert isinstance(latency, Latency)
         assert 0 < latency.p20 <= latency.median <= latency.p80
-        assert latency.samples >= 5
+        assert latency.samples >= timing.LEAST
     assert row.pulse_ms > 0
 
 

@@ -161,7 +161,7 @@ COLUMNS = (
         "MACs",
         "macs",
         "multiply-adds of one sample's forward pass by the authors' arithmetic: convolutions, "
-        "matrix products, attention, scans; one MAC is two FLOPs",
+        "matrix products, attention; one MAC is two FLOPs",
     ),
     _bytes(
         "min bytes",

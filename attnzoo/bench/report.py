@@ -18,7 +18,7 @@ from .plots import pictures
 from .rank import RANKS, ranked, task
 
 MEANING = (
-    "One MAC is one multiply-add, two FLOPs, of a convolution, matrix product, attention or scan, "
+    "One MAC is one multiply-add, two FLOPs, of a convolution, matrix product or attention, "
     "of one sample's forward pass; min bytes is what any implementation must move in a forward "
     "pass over the batch; saved bytes is what autograd keeps for the backward pass; latency is "
     "the median over the batch (20th to 80th percentile); blocks of one layout and shape whose "

@@ -12,15 +12,16 @@ from .workload import tensors
 
 
 class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it every operator's new float64 results are off at random by up to half of `eps`.
+    """Within it every operator's new float64 results are off at random, as if rounded to `dtype`.
 
     Where terms cancel, before a normalization say, a gradient keeps few of a dtype's digits or
     none, whoever computes it. This tells which, without running the block in that dtype.
     """
 
-    def __init__(self, eps: float, seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.eps = eps
+        self.eps = torch.finfo(dtype).eps
+        self.tiny = torch.finfo(dtype).tiny  # below it numbers are as far apart as there
         self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def __torch_dispatch__(
@@ -37,6 +38,8 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.dtype != torch.float64 or tensor.untyped_storage().data_ptr() in given:
                 return tensor  # a view, or computed in place: no result of its own
             off = torch.rand(tensor.shape, generator=self.generator, dtype=tensor.dtype) - 0.5
-            return tensor.addcmul_(tensor, off, value=self.eps)
+            exact = (tensor == 0) | tensor.isinf()
+            size = tensor.abs().clamp_min_(self.tiny).masked_fill_(exact, 0.0)
+            return tensor.addcmul_(size, off, value=self.eps)
 
         return tree_map_only(Tensor, rounded, output)

@@ -37,11 +37,10 @@ COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns 0, or 1 where a peer could not be measured."""
     options = _parser().parse_args(argv)
-    wanted = [find(name).name for name in options.blocks.split(",")] if options.blocks else None
     rows: list[dict[str, Any]] = []
     for peer in PEERS:
         authors = peer.source not in PACKAGES
-        if (wanted is None or peer.block in wanted) and (options.upstream or not authors):
+        if peer.block in options.blocks and (options.upstream or not authors):
             rows.append(measured(peer, options))
             print(_line(rows[-1]), file=sys.stderr, flush=True)
     text = markdown(rows, options)
@@ -293,7 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--blocks", help="names, joined by commas; default: all that have a peer")
+    parser.add_argument(
+        "--blocks",
+        type=_blocks,
+        default=",".join(peer.block for peer in PEERS),
+        help="names, joined by commas; default: all that have a peer",
+    )
     parser.add_argument("--upstream", type=Path, metavar="DIR", help="authors' checkouts, DIR/NAME")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write peers.json and peers.md")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
@@ -303,6 +307,17 @@ def _parser() -> argparse.ArgumentParser:
         "--min-time", type=float, default=0.5, help="seconds for each pass of a row (%(default)s)"
     )
     return parser
+
+
+def _blocks(text: str) -> set[str]:
+    known = {peer.block for peer in PEERS}
+    found = set(text.split(","))
+    if not found <= known:
+        raise argparse.ArgumentTypeError(
+            f"no peer of {', '.join(sorted(found - known))} is known; there are peers of "
+            f"{', '.join(sorted(known))}"
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -126,6 +126,12 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
         peer.build(peers._config(find("coordatt"), peer, None), None)
 
 
+def test_a_block_without_peers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--blocks", "se,nope"])
+    assert "no peer of nope is known; there are peers of cbam" in capsys.readouterr().err
+
+
 def test_interval_of_the_median() -> None:
     ratio, low, high = peers.interval(range(101))
     assert (ratio, low, high) == (50, 40, 60)

@@ -92,11 +92,11 @@ def _several_configs(rows: Sequence[PlainRow]) -> bool:
     return len({(row["block"], config(row)) for row in rows}) > len({row["block"] for row in rows})
 
 
-def _word(key: str, means: str) -> Column:
+def _word(key: str, means: str, brief: bool = True) -> Column:
     def text(row: PlainRow) -> str:
         return "" if row.get(key) is None else str(row[key])
 
-    return Column(key.replace("_", " "), means, lambda row: row.get(key), text, number=False)
+    return Column(key.replace("_", " "), means, lambda row: row.get(key), text, False, brief)
 
 
 def _whole(title: str, key: str, means: str, brief: bool = True) -> Column:
@@ -206,6 +206,7 @@ COLUMNS = (
         "elementwise and reduction operations of one sample's forward pass",
         brief=False,
     ),
+    _word("throttle", "what held the clock back while timing", brief=False),
     _bytes(
         "min bytes fwd+bwd", "bytes_training", "the same with the gradients of all three", False
     ),

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.legend import Legend
     from matplotlib.transforms import BboxBase
 
 INK = "#1b1b1c"  # of text, axes and leaders; a page puts its own in its place
@@ -22,16 +21,14 @@ def beside(
     spots: Sequence[Spot],
     names: Sequence[str],
     bars: Sequence[tuple[float, float, float]],
-    legend: "Legend",
 ) -> None:
     """Name each spot (in data coordinates) at the nearest free place, crowded ones first.
 
-    Labels keep off each other, the legend and the error bars `(x, low, high)`. The limits of the
+    Labels keep off each other and the error bars `(x, low, high)`. The limits of the
     axes must be final: what is free is decided in pixels.
     """
     pixels = [_pixel(axes, spot) for spot in spots]
     taken = [_around_bar(axes, *bar) for bar in bars]
-    taken.append(_box(legend.get_window_extent()))
     inside = _box(axes.get_window_extent())
     for i in sorted(range(len(spots)), key=lambda i: -_crowd(pixels[i], pixels)):
         text = _text(axes, spots[i], names[i])

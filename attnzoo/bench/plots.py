@@ -111,6 +111,7 @@ def _roofline(rows: Sequence[PlainRow]) -> "Figure":
     _scatter(axes, working, _intensity, _rate)
     low, high = axes.get_xlim()
     bandwidths = _roofs(working, "roof_bandwidth")
+    axes.set_ylim(top=2 * max(axes.get_ylim()[1], *_roofs(working, "roof_macs").values()))
     for i, (name, peak) in enumerate(_roofs(working, "roof_macs").items()):
         slope = bandwidths[name]
         xs = sorted({low, min(max(peak / slope, low), high), high})
@@ -156,7 +157,7 @@ def _axes(title: str, x: str, y: str, count: int) -> "Axes":
 
     figure = Figure(figsize=(8.5, 5.5 * max(1.0, min(count, 100) / 30) ** 0.5))
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.09, right=0.97, bottom=0.1, top=0.93)
+    figure.subplots_adjust(left=0.09, right=0.97, bottom=0.19, top=0.93)
     axes = figure.add_subplot(xscale="log", yscale="log")
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title)
@@ -218,7 +219,8 @@ def _finished(
     named = list({row["block"]: row for row in rows}.values()) if len(rows) > NAMED else rows
     names = [row["block"] if len(rows) > NAMED else label(row, rows) for row in named]
     bars = [(x(row), y(row, "_p20"), y(row, "_p80")) for row in rows]
-    beside(axes, [(x(row), y(row)) for row in named], names, bars, axes.legend(loc="upper left"))
+    beside(axes, [(x(row), y(row)) for row in named], names, bars)
+    _figure(axes).legend(loc="lower left", bbox_to_anchor=(0.08, 0), ncols=3)
     return _figure(axes)
 
 

@@ -1,29 +1,16 @@
 """The learning study: networks learn with every block, rivals have as many parameters."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import attnzoo
 
-
-def _study() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks/learn.py"
-    spec = importlib.util.spec_from_file_location("learn", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["learn"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-learn = _study()
+import learn
 
 
 def test_a_network_learns_with_a_block_and_without() -> None:

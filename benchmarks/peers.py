@@ -1,0 +1,324 @@
+"""Are we faster than the code people use today? The same work, side by side, in one run.
+
+    python benchmarks/peers.py --blocks se,cbam --upstream ~/checkouts --out results
+
+Both sides get the same inputs and, where the weights can be copied, the same weights; samples
+alternate (ours, theirs, theirs, ours), so a machine that slows down slows both. A ratio is their
+time over ours, of one pair of neighboring samples: above 1, we are faster.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import attnzoo
+from attnzoo.bench.workload import call, leaves, make_inputs, tensors
+from attnzoo.registry import Entry, Inputs, find
+
+from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
+
+Call = Callable[[Inputs], Any]
+Pair = tuple[Any, Any]
+
+LEAST_PAIRS = 30
+SAMPLE = 2e-4  # seconds that one sample lasts at least; a longer one is interrupted more often
+COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", "theirs / ours")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; returns 0, or 1 where a peer could not be measured."""
+    options = _parser().parse_args(argv)
+    rows: list[dict[str, Any]] = []
+    for peer in PEERS:
+        authors = peer.source not in PACKAGES
+        if peer.block in options.blocks and (options.upstream or not authors):
+            rows.append(measured(peer, options))
+            print(_line(rows[-1]), file=sys.stderr, flush=True)
+    text = markdown(rows, options)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "peers.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (options.out / "peers.md").write_text(text)
+    return int(any("error" in row for row in rows))
+
+
+def measured(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
+    """One peer against our block: whether they agree, and both passes' times.
+
+    Whatever stops it, theirs or ours, becomes the row's `error`.
+    """
+    row: dict[str, Any] = {"block": peer.block, "peer": f"{peer.source} {peer.name}"}
+    try:
+        return row | _row(peer, options)
+    except Exception as error:  # a peer's code may raise anything
+        reason = str(error) if isinstance(error, MissingPeerError) else f"{error!r}"
+        return row | {"error": reason.split("\n", 1)[0]}
+
+
+class Match(NamedTuple):
+    """A peer and our block with the same inputs and, where they fit, the same weights."""
+
+    config: Config
+    inputs: Inputs
+    blocks: Pair  # ours, theirs
+    sides: Pair  # the calls of both on inputs
+    outputs: str  # whether they agree
+
+
+def matched(peer: Peer, options: argparse.Namespace) -> Match:
+    """Build both sides of a comparison and say whether they compute the same."""
+    entry = find(peer.block)
+    config = _config(entry, peer, options.c)
+    extent = entry.extent
+    if options.size:
+        extent = extent._replace(height=options.size, width=options.size, steps=options.size)
+    torch.manual_seed(0)
+    theirs = peer.build(config, options.upstream)
+    stir(theirs)
+    ours, outputs = _twin(entry, theirs, peer, config)
+    inputs = leaves(make_inputs(entry, config, extent, device=options.device))
+    blocks = (ours.to(options.device), theirs.to(options.device))
+    sides = (lambda i: call(blocks[0], i), lambda i: peer.call(blocks[1], i))
+    if outputs == "equal":
+        outputs = agreement(sides, blocks, inputs)
+    return Match(config, inputs, blocks, sides, outputs)
+
+
+def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
+    found = matched(peer, options)
+    for verdict in attnzoo.verify(peer.block):
+        if not verdict.passed:
+            raise RuntimeError(f"{peer.block} fails its reference case {verdict.case!r}")
+    both = found.sides, found.blocks, found.inputs
+    return {
+        "version": peer.version(options.upstream),
+        "config": found.config,
+        "shape": {key: list(t.shape) for key, t in found.inputs.items()},
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "attnzoo": attnzoo.__version__,
+        "outputs": found.outputs,
+        "forward": compared(*_forwards(*both), options.device, options.min_time),
+        "training": compared(*_trainings(*both), options.device, options.min_time),
+    }
+
+
+def _config(entry: Entry, peer: Peer, c: int | None) -> dict[str, Any]:
+    config = {**entry.example, **peer.ours}
+    if c is not None:
+        config["c"] = c
+    return entry.bind(**config)
+
+
+def stir(block: nn.Module) -> None:
+    """Random weights and statistics: nothing hides behind a gate of zero or a bias of zero."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in block.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+
+
+def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[nn.Module, str]:
+    """Our block with their weights; with its own where theirs do not fit, and then says so."""
+    try:
+        weights = peer.keys(theirs.state_dict())
+        return attnzoo.from_upstream(entry.name, weights, **config), "equal"
+    except (ValueError, KeyError):
+        return attnzoo.build(entry.name, **config), "not comparable"
+
+
+def agreement(sides: Pair, blocks: Pair, inputs: Inputs) -> str:
+    """`equal` where outputs and input gradients agree to half of the dtype's digits, in eval mode.
+
+    Else how far they are apart, relative to the root mean square of theirs.
+    """
+    ours, theirs = (
+        list(_results(side, block.eval(), inputs))
+        for side, block in zip(sides, blocks, strict=True)
+    )
+    if [a.shape for a in ours] != [b.shape for b in theirs]:
+        return "differs in shape"
+    error = max(
+        float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-12))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    equal = error <= math.sqrt(torch.finfo(ours[0].dtype).eps)
+    return "equal" if equal else f"differs by {error:.1e}"
+
+
+def _results(side: Call, block: nn.Module, inputs: Inputs) -> Iterator[Tensor]:
+    outputs = [t for t in tensors(side(inputs)) if t.is_floating_point()]
+    wanted = [t for t in tensors(inputs) if t.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+    yield from (t.detach() for t in outputs)
+    grads = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
+    yield from (torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True))
+
+
+def _forwards(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[], Any]]:
+    for side, block in zip(sides, blocks, strict=True):
+        block.eval()
+
+        def step(side: Call = side) -> None:
+            with torch.inference_mode():
+                side(inputs)
+
+        yield step
+
+
+def _trainings(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[], Any]]:
+    for side, block in zip(sides, blocks, strict=True):
+        wanted = [t for t in (*tensors(inputs), *block.parameters()) if t.requires_grad]
+        block.train()
+        grads = [torch.randn_like(t) for t in tensors(side(inputs)) if t.requires_grad]
+
+        def step(
+            side: Call = side, wanted: list[Tensor] = wanted, grads: list[Tensor] = grads
+        ) -> None:
+            outputs = [t for t in tensors(side(inputs)) if t.requires_grad]
+            torch.autograd.grad(outputs, wanted, grads, allow_unused=True)
+
+        yield step
+
+
+def compared(
+    ours: Callable[[], Any], theirs: Callable[[], Any], device: str, min_time: float
+) -> dict[str, Any]:
+    """Both medians in ms, and the median ratio with its 95 % interval, of alternating samples."""
+    calls = [_calls(step, device) for step in (ours, theirs)]
+    steps = ((ours, calls[0]), (theirs, calls[1]))
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + min_time
+    while len(pairs) < LEAST_PAIRS or time.perf_counter() < end:
+        turn = (0, 1) if len(pairs) % 2 == 0 else (1, 0)
+        found = {i: _seconds(*steps[i], device) for i in turn}
+        pairs.append((found[0], found[1]))
+    ratio, low, high = interval([b / a for a, b in pairs])
+    return {
+        "ours_ms": 1e3 * statistics.median(a for a, _ in pairs),
+        "theirs_ms": 1e3 * statistics.median(b for _, b in pairs),
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "pairs": len(pairs),
+    }
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """The median, and the 95 % interval of the median that follows from the values' order alone."""
+    ordered = sorted(values)
+    n = len(ordered)
+    reach = 0.98 * math.sqrt(n)
+    low, high = math.floor((n - 1) / 2 - reach), math.ceil((n - 1) / 2 + reach)
+    return statistics.median(ordered), ordered[max(low, 0)], ordered[min(high, n - 1)]
+
+
+def _calls(step: Callable[[], Any], device: str) -> int:
+    """How many calls make one sample long enough to be timed."""
+    for _ in range(3):
+        step()
+    return max(1, math.ceil(SAMPLE / _seconds(step, 3, device)))
+
+
+def _seconds(step: Callable[[], Any], calls: int, device: str) -> float:
+    """Seconds of one call, of several in a row."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def markdown(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The table, two lines a peer, and why some have none."""
+    good = [row for row in rows if "error" not in row]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|---|---|---:|---:|---:|"]
+    lines += [
+        f"| {row['block']} | {row['peer']} ({row['version']}) | {_shapes(row)} | {row['outputs']} "
+        f"| {title} | {row[key]['ours_ms']:.3g} | {row[key]['theirs_ms']:.3g} "
+        f"| {_ratio(row[key])} |"
+        for row in good
+        for key, title in (("forward", "forward"), ("training", "fwd+bwd"))
+    ]
+    lines += [f"\n{row['block']}: {row['peer']}: {row['error']}" for row in rows if "error" in row]
+    return f"{_heading(options)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _heading(options: argparse.Namespace) -> str:
+    return (
+        f"{options.device}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"attnzoo {attnzoo.__version__}. Outputs: `equal` where outputs and input gradients agree "
+        "with the same weights; a peer that differs is fast or slow at other arithmetic; `not "
+        "comparable` where its weights do not fit. The ratio is the median over pairs of "
+        "neighboring samples (95 % interval of the median); `tie` where the interval holds 1."
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    said = row.get("error") or f"{row['outputs']}; forward {_ratio(row['forward'])}"
+    return f"{row['block']}: {row['peer']}: {said}"
+
+
+def _ratio(timed: dict[str, Any]) -> str:
+    tie = " tie" * (timed["ratio_low"] <= 1 <= timed["ratio_high"])
+    return f"{timed['ratio']:.2f} ({timed['ratio_low']:.2f} to {timed['ratio_high']:.2f}){tie}"
+
+
+def _shapes(row: dict[str, Any]) -> str:
+    return " + ".join("x".join(map(str, shape)) for shape in row["shape"].values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--blocks",
+        type=_blocks,
+        default=",".join(peer.block for peer in PEERS),
+        help="names, joined by commas; default: all that have a peer",
+    )
+    parser.add_argument("--upstream", type=Path, metavar="DIR", help="authors' checkouts, DIR/NAME")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write peers.json and peers.md")
+    parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
+    parser.add_argument("--c", type=int, help="channels; default: each block's example")
+    parser.add_argument("--size", type=int, help="image side, or time steps")
+    parser.add_argument(
+        "--min-time", type=float, default=0.5, help="seconds for each pass of a row (%(default)s)"
+    )
+    return parser
+
+
+def _blocks(text: str) -> set[str]:
+    known = {peer.block for peer in PEERS}
+    found = set(text.split(","))
+    if not found <= known:
+        raise argparse.ArgumentTypeError(
+            f"no peer of {', '.join(sorted(found - known))} is known; there are peers of "
+            f"{', '.join(sorted(known))}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

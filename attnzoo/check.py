@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ops.precision import autocasting
+from .ops.precision import autocast_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAYOUT_AXES = {
@@ -183,6 +183,8 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     shown = f"({', '.join(axes)})"
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor {shown}, not {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
     if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
     axis = axes.index("C") - len(axes)
@@ -206,7 +208,13 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             f"{name} is on {x.device}, the block's parameters on {like.device}; "
             f"move one: block.to({str(x.device)!r})"
         )
-    if x.dtype != like.dtype and not (autocasting(x) and x.dtype != torch.float64):
+    low = autocast_dtype(x)
+    if low is not None and {x.dtype, like.dtype} - {torch.float32, torch.float64, low}:
+        raise TypeError(
+            f"{name} is {x.dtype}, the block's parameters {like.dtype}; under autocast to {low} "
+            f"both must be that or torch.float32: cast them, or leave autocast"
+        )
+    if x.dtype != like.dtype and (low is None or torch.float64 in (x.dtype, like.dtype)):
         raise TypeError(
             f"{name} is {x.dtype}, the block's parameters {like.dtype}; cast one: "
             f"{name}.to({like.dtype}), or run under torch.autocast"

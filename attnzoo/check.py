@@ -68,9 +68,8 @@ def divides(*, by: str, of: str, **values: int) -> int:
         legal = [*small, *(whole // d for d in small)]
         below = max((d for d in legal if d < part), default=1)
         above = min((d for d in legal if d > part), default=whole)
-        raise ValueError(
-            f"{by}={part} must divide {of}={whole}; the nearest that do are {below}, {above}"
-        )
+        near = f"nearest that do are {below}, {above}" if below < above else f"nearest is {above}"
+        raise ValueError(f"{by}={part} must divide {of}={whole}; the {near}")
     return whole // part
 
 

@@ -57,6 +57,16 @@ class Random(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A well-known module of the same name whose weights do not give the authors' block."""
+
+    whose: str
+    keys: tuple[str, ...]  # of its state dict, all of them telling
+    computes: str  # what it does otherwise
+    lacks: tuple[str, ...] = ()  # keys of the authors' that tell it apart by their absence
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """What the catalogue knows of one block; everything else follows from it."""
 
@@ -69,6 +79,7 @@ class Entry:
     inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs]
     cost: Callable[..., Cost] | None
     upstream: tuple[KeyMap, ...]
+    copies: tuple[Copy, ...]
     limits: Mapping[str, str]
 
     @property
@@ -157,6 +168,7 @@ def register(
     inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs] | None = None,
     cost: Callable[..., Cost] | None = None,
     upstream: KeyMap | Sequence[KeyMap] = (),
+    copies: Sequence[Copy] = (),
     limits: Mapping[str, str] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Enter the decorated module class into the catalogue.
@@ -172,6 +184,7 @@ def register(
             layouts whose input does not follow from `c` and the extent alone.
         cost: `cost(extent, **config)` gives the closed forms of parameters and MACs per sample.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
+        copies: modules in wide use that compute something else, told by their keys.
         limits: capabilities the block does not have, each with the reason (see `CAPABILITIES`).
 
     Raises:
@@ -181,10 +194,18 @@ def register(
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         shown = check.shown(name)
         raise ValueError(f"name={shown} must be a str of lower-case letters, digits, underscores")
-    layouts = (layout,) if isinstance(layout, str) else tuple(layout)
+    layouts = layout if isinstance(layout, tuple) else (layout,)
+    if not layouts:
+        raise ValueError("layout=() must name one layout at least")
     for value in layouts:
         check.choice("layout", value, get_args(Layout))
     check.choice("family", family, get_args(Family))
+    for key, mapping in (("example", example), ("limits", limits)):
+        if not (mapping is None or isinstance(mapping, Mapping)):
+            raise TypeError(f"{key}={check.shown(mapping)} must be a mapping")
+    for key, function in (("inputs", inputs), ("cost", cost)):
+        if not (function is None or callable(function)):
+            raise TypeError(f"{key}={check.shown(function)} must be a function")
     for capability in limits or {}:
         check.choice("limits", capability, CAPABILITIES)
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
@@ -203,6 +224,7 @@ def register(
             inputs=inputs or _standard_inputs(layouts[0]),
             cost=cost,
             upstream=(upstream,) if isinstance(upstream, Mapping) else tuple(upstream),
+            copies=tuple(copies),
             limits=dict(limits or {}),
         )
         try:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.by_hand import ByHand
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
@@ -37,6 +37,14 @@ def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
+    copies=(
+        Copy(
+            whose="timm's CoordAttn as it is by default",
+            keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
+            lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
+            computes="has no biases and another hidden width",
+        ),
+    ),
 )
 class CoordAtt(nn.Module):
     """Coordinate attention on (B, C, H, W).

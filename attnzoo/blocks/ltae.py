@@ -414,7 +414,7 @@ def _check_widths(
         cause = ", which d_model=None takes" if d_model is None else ""
         raise ValueError(
             f"mlp[0]={mlp[0]} must be {of}={width}, the width of the joined heads{cause}; "
-            f"take mlp=({', '.join(map(str, (width, *mlp[1:])))})"
+            f"take mlp={check.shown((width, *mlp[1:]))}"
         )
     if variant == "2d":
         check.divides(by="heads", of="c", heads=heads, c=c)

@@ -139,7 +139,7 @@ class Mamba(nn.Module):
     def _init_dt(self, low: float, high: float, init: str, scale: float, floor: float) -> None:
         """Step sizes log-uniform in [low, high], by the inverse of softplus."""
         check.within(0, _LARGEST_DT, dt_max=high, dt_scale=scale)
-        check.within(1 / _LARGEST_DT, _LARGEST_DT, dt_init_floor=floor)
+        check.within(1e-30, _LARGEST_DT, dt_init_floor=floor)
         if not 0 < low <= high:
             raise ValueError(f"dt_min={low} must be above 0 and at most dt_max={high}")
         bound = scale * self.rank**-0.5

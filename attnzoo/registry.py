@@ -41,6 +41,7 @@ class Extent(NamedTuple):
 
 
 DEFAULT_EXTENT = Extent()
+_VAST = Extent(steps=2**512, height=2**64, width=2**64)
 
 
 class Cost(NamedTuple):
@@ -107,7 +108,12 @@ class Entry:
 
     def params(self, **bound: Any) -> int:
         """Parameters by formula, of all arguments; 0 where the entry states no formula."""
-        return self.cost(self.extent, **bound).params if self.cost else 0
+        if self.cost is None:
+            return 0
+        try:
+            return self.cost(self.extent, **bound).params
+        except ValueError:  # the example is too small for these arguments; no extent adds to these
+            return self.cost(_VAST, **bound).params
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ Shapes: (B, C, H, W) -> (B, C, H, W); c=1 with `c_out` -> (B, c_out, H, W).
 Differs: the paper leaves the activation open and the README says SiLU; the code has h_swish, which
     we follow. The code takes any `oup` and fails on most in the broadcast; `c_out` other than c or
     1 is refused here unless c is 1. Rows and columns share one BatchNorm, so in training the
-    result depends on H : W.
+    result depends on H : W. changzy00's copy has the same keys, so that its weights load without
+    a word, but a ReLU and no sigmoid: they do not carry over.
 Cost: with o = c_out, parameters c m + 3 m + 2 (m o + o); MACs (H + W) m (c + o).
 """
 

@@ -1,17 +1,18 @@
 """Worded refusals: each names the argument, its value, the rule and the nearest legal thing."""
 
+import difflib
 import math
-import types
+import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .ops.precision import autocasting
+from .ops.precision import autocast_dtype
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAYOUT_AXES = {
     "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
@@ -20,39 +21,29 @@ _LAYOUT_AXES = {
 }
 
 
-def config(name: str, cls: type[nn.Module], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor values, each held to its annotation; JSON lists become tuples."""
-    hints = get_type_hints(cls.__init__)
-    return {
-        key: fitted(f"{name}: {key}", value, hints[key]) if key in hints else value
-        for key, value in values.items()
-    }
-
-
 def choice(name: str, value: object, legal: Sequence[str]) -> None:
     """`value` is one of the legal words."""
-    if value not in legal:
-        near = get_close_matches(str(value), legal, n=1, cutoff=0.4)
+    if not isinstance(value, str) or value not in legal:
+        near = difflib.get_close_matches(shown(value), legal, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, legal))}{hint}")
+        must = f"must be one of {', '.join(map(repr, legal))}{hint}"
+        raise ValueError(f"{name}={shown(value)} {must}")
 
 
 def positive(**values: int) -> None:
     """Each value is an int of at least 1: `check.positive(c=c, reduction=reduction)`."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}")
+            raise TypeError(f"{name}={shown(value)} must be an int, not {type(value).__name__}")
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-        if value >= 2**31:
-            raise ValueError(f"{name}={value} must be below 2**31")
+            raise ValueError(f"{name}={shown(value)} must be at least 1")
 
 
 def sizes(**values: Sequence[int]) -> None:
     """Each value is a sequence of at least one int, all at least 1: `check.sizes(kernels=...)`."""
     for name, items in values.items():
         if not isinstance(items, (list, tuple)):
-            raise TypeError(f"{name}={items!r} must be a tuple of ints, such as (3, 5)")
+            raise TypeError(f"{name}={shown(items)} must be a tuple of ints, such as (3, 5)")
         if not items:
             raise ValueError(f"{name}={items!r} is empty; it needs one int at least, such as (3,)")
         positive(**{f"{name}[{i}]": item for i, item in enumerate(items)})
@@ -77,9 +68,8 @@ def divides(*, by: str, of: str, **values: int) -> int:
         legal = [*small, *(whole // d for d in small)]
         below = max((d for d in legal if d < part), default=1)
         above = min((d for d in legal if d > part), default=whole)
-        raise ValueError(
-            f"{by}={part} must divide {of}={whole}; the nearest that do are {below}, {above}"
-        )
+        near = f"nearest that do are {below}, {above}" if below < above else f"nearest is {above}"
+        raise ValueError(f"{by}={part} must divide {of}={whole}; the {near}")
     return whole // part
 
 
@@ -99,6 +89,46 @@ def fraction(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name}={value} must be at least 0 and below 1")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    """Each value is at least `low` and at most `high`."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value} must be at least {low} and at most {high}")
+
+
+def flag(**values: object) -> None:
+    """Each value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={shown(value)} must be True or False")
+
+
+def idle(where: str, **values: tuple[object, object]) -> None:
+    """Each value is its default, as it has no effect: `check.idle("kind='max'", d=(d, None))`."""
+    for name, (value, default) in values.items():
+        if value != default:
+            raise ValueError(
+                f"{name}={shown(value)} has no effect with {where}; leave it at {default!r}"
+            )
+
+
+def shown(value: object) -> str:
+    """The value for a message: short, whatever it is."""
+    if isinstance(value, Tensor):
+        return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype})"
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python does not print the longest
+        return f"{'-' * (value < 0)}2**{abs(value).bit_length() - 1} and more"
+    text = " ".join(repr(value).split()) if not isinstance(value, (list, tuple)) else _items(value)
+    return text if len(text) <= 200 else f"{text[:120]}... ({type(value).__name__})"
+
+
+def _items(values: Sequence[object]) -> str:
+    inner = ", ".join(map(shown, values[:16])) + ", ..." * (len(values) > 16)
+    if isinstance(values, list):
+        return f"[{inner}]"
+    return f"({inner}{',' * (len(values) == 1)})"
 
 
 def device(name: str, value: torch.device | str | int) -> None:
@@ -152,6 +182,8 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     shown = f"({', '.join(axes)})"
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor {shown}, not {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
     if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
     axis = axes.index("C") - len(axes)
@@ -165,8 +197,9 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
     if x.layout != torch.strided:
         raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} is {x.dtype}; it must be floating: take {name}.float()")
+    if x.dtype not in DTYPES:
+        legal = "float64, float32, bfloat16 or float16"
+        raise TypeError(f"{name} is {x.dtype}; it must be {legal}: take {name}.float()")
     if like is None:
         return
     if x.device != like.device:
@@ -174,55 +207,34 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             f"{name} is on {x.device}, the block's parameters on {like.device}; "
             f"move one: block.to({str(x.device)!r})"
         )
-    if x.dtype != like.dtype and not (autocasting(x) and x.dtype != torch.float64):
+    low = autocast_dtype(x)
+    if low is not None and {x.dtype, like.dtype} - {torch.float32, torch.float64, low}:
+        raise TypeError(
+            f"{name} is {x.dtype}, the block's parameters {like.dtype}; under autocast to {low} "
+            f"both must be that or torch.float32: cast them, or leave autocast"
+        )
+    if x.dtype != like.dtype and (low is None or torch.float64 in (x.dtype, like.dtype)):
         raise TypeError(
             f"{name} is {x.dtype}, the block's parameters {like.dtype}; cast one: "
             f"{name}.to({like.dtype}), or run under torch.autocast"
         )
 
 
-def fitted(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotation has it, or a `TypeError` / `ValueError` in words."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        choice(name, value, arguments)
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return fitted(name, value, option)
-            except (TypeError, ValueError):
-                continue
-        return fitted(name, value, options[-1])
-    if origin is tuple:
-        return _fitted_tuple(name, value, arguments, hint)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if hint is float and isinstance(value, Real) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}={value} must be finite")
-        return float(value)
-    if hint is str and isinstance(value, str):
-        return value
-    shown = getattr(hint, "__name__", str(hint))
-    raise TypeError(f"{name}={value!r} must be {shown}, not {type(value).__name__}")
+def nearest(
+    word: str, known: Mapping[str, Any] | Sequence[str], titles: Mapping[str, str] | None = None
+) -> str:
+    """`; did you mean ...?` for the known words most like this one, by spelling or by initials."""
+    plain = re.sub(r"[^a-z0-9]", "", word.lower())
 
+    def likeness(name: str) -> float:
+        bare = name.replace("_", "")
+        score = difflib.SequenceMatcher(None, plain, bare).ratio()
+        if plain and (bare.startswith(plain) or plain.startswith(bare)):
+            score = max(score, 0.9)
+        words = re.findall(r"[A-Za-z]+", (titles or {}).get(name, ""))
+        if plain and plain == "".join(w[0] for w in words).lower()[: len(plain)]:
+            score = max(score, 1.0)
+        return score
 
-def _fitted_tuple(name: str, value: Any, arguments: tuple[Any, ...], hint: Any) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name}={value!r} must be a list or tuple ({hint})")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(value) != len(arguments):
-        raise ValueError(f"{name}={value!r} must have {len(arguments)} items, not {len(value)}")
-    return tuple(
-        fitted(f"{name}[{i}]", item, argument)
-        for i, (item, argument) in enumerate(zip(value, arguments, strict=True))
-    )
+    near = sorted((n for n in known if likeness(n) >= 0.5), key=likeness, reverse=True)[:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

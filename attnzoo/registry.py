@@ -1,6 +1,5 @@
 """The flat catalogue: how a block is registered, found, described and built."""
 
-import difflib
 import inspect
 import re
 import threading
@@ -12,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from . import check
+from . import check, constructor
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
@@ -42,6 +41,7 @@ class Extent(NamedTuple):
 
 
 DEFAULT_EXTENT = Extent()
+_VAST = Extent(steps=2**512, height=2**64, width=2**64)
 
 
 class Cost(NamedTuple):
@@ -68,6 +68,16 @@ class Random(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A well-known module of the same name whose weights do not give the authors' block."""
+
+    whose: str
+    keys: tuple[str, ...]  # of its state dict, all of them telling
+    computes: str  # what it does otherwise
+    lacks: tuple[str, ...] = ()  # keys of the authors' that tell it apart by their absence
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """What the catalogue knows of one block; everything else follows from it."""
 
@@ -80,6 +90,7 @@ class Entry:
     inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs]
     cost: Callable[..., Cost] | None
     upstream: tuple[KeyMap, ...]
+    copies: tuple[Copy, ...]
     limits: Mapping[str, str]
 
     @property
@@ -92,25 +103,12 @@ class Entry:
 
         Raises `TypeError` with the signature where a keyword is unknown or an argument missing.
         """
-        known = self.signature.parameters
-        for key in config:
-            if key not in known:
-                near = _nearest(key, known)
-                raise TypeError(
-                    f"{self.name} has no argument {key!r}{near}; its signature is {self.usage}"
-                )
-        try:
-            bound = self.signature.bind(*args, **config)
-        except TypeError as error:
-            raise TypeError(f"{self.name}: {error}; its signature is {self.usage}") from None
-        bound.apply_defaults()
-        return check.config(self.name, self.cls, bound.arguments)
+        return constructor.bind(self.name, self.cls, args, config)
 
     @property
     def usage(self) -> str:
         """The signature as a user writes it: `se(c, *, reduction=16, bias=False)`."""
-        bare = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
-        return f"{self.name}{inspect.Signature(bare)}"
+        return constructor.usage(self.name, self.cls)
 
     def closed_form(self, extent: Extent | None = None, /, **config: Any) -> Cost | None:
         """Parameters and multiply-adds by formula, or None where the entry states no formula.
@@ -120,6 +118,15 @@ class Entry:
         if self.cost is None:
             return None
         return self.cost(extent or self.extent, **self.bind(**config))
+
+    def params(self, **bound: Any) -> int:
+        """Parameters by formula, of all arguments; 0 where the entry states no formula."""
+        if self.cost is None:
+            return 0
+        try:
+            return self.cost(self.extent, **bound).params
+        except ValueError:  # the example is too small for these arguments; no extent adds to these
+            return self.cost(_VAST, **bound).params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +188,7 @@ def register(
     inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs] | None = None,
     cost: Callable[..., Cost] | None = None,
     upstream: KeyMap | Sequence[KeyMap] = (),
+    copies: Sequence[Copy] = (),
     limits: Mapping[str, str] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Enter the decorated module class into the catalogue.
@@ -196,18 +204,28 @@ def register(
             layouts whose input does not follow from `c` and the extent alone.
         cost: `cost(extent, **config)` gives the closed forms of parameters and MACs per sample.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
+        copies: modules in wide use that compute something else, told by their keys.
         limits: capabilities the block does not have, each with the reason (see `CAPABILITIES`).
 
     Raises:
         ValueError: the name is taken or malformed, or the example does not bind.
         TypeError: the decorated object is not an `nn.Module` class.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"name={name!r} must be lower-case letters, digits and underscores")
-    layouts = (layout,) if isinstance(layout, str) else tuple(layout)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        shown = check.shown(name)
+        raise ValueError(f"name={shown} must be a str of lower-case letters, digits, underscores")
+    layouts = layout if isinstance(layout, tuple) else (layout,)
+    if not layouts:
+        raise ValueError("layout=() must name one layout at least")
     for value in layouts:
         check.choice("layout", value, get_args(Layout))
     check.choice("family", family, get_args(Family))
+    for key, mapping in (("example", example), ("limits", limits)):
+        if not (mapping is None or isinstance(mapping, Mapping)):
+            raise TypeError(f"{key}={check.shown(mapping)} must be a mapping")
+    for key, function in (("inputs", inputs), ("cost", cost)):
+        if not (function is None or callable(function)):
+            raise TypeError(f"{key}={check.shown(function)} must be a function")
     for capability in limits or {}:
         check.choice("limits", capability, CAPABILITIES)
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
@@ -226,6 +244,7 @@ def register(
             inputs=inputs or _standard_inputs(layouts[0]),
             cost=cost,
             upstream=(upstream,) if isinstance(upstream, Mapping) else tuple(upstream),
+            copies=tuple(copies),
             limits=dict(limits or {}),
         )
         try:
@@ -237,6 +256,7 @@ def register(
                 raise ValueError(
                     f"a block named {name!r} is registered already ({_blocks[name].cls})"
                 )
+            constructor.hold(name, cls, entry.params)
             _blocks[name] = entry
         return cls
 
@@ -250,7 +270,9 @@ def find(name: str) -> Entry:
     try:
         return _blocks[name]
     except KeyError:
-        hint = _nearest(name, _blocks, titles={n: _title(e.cls) for n, e in _blocks.copy().items()})
+        hint = check.nearest(
+            name, _blocks, titles={n: _title(e.cls) for n, e in _blocks.copy().items()}
+        )
         raise UnknownBlockError(
             f"no block is named {name!r}{hint}; attnzoo.names() lists all {len(_blocks)}"
         ) from None
@@ -332,8 +354,9 @@ def build(
     """
     entry = find(name)
     bound = entry.bind(*args, **config)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype!r} must be a floating torch.dtype, such as torch.float32")
+    if dtype is not None and dtype not in check.DTYPES:
+        legal = ", ".join(map(str, check.DTYPES))
+        raise ValueError(f"dtype={check.shown(dtype)} must be a floating torch.dtype: {legal}")
     if device is not None:
         check.device("device", device)
     with torch.device(device) if device is not None else nullcontext():
@@ -375,23 +398,3 @@ def _sections(doc: str) -> dict[str, str]:
         label: inspect.cleandoc(body).strip()
         for label, body in zip(pieces[1::2], pieces[2::2], strict=True)
     }
-
-
-def _nearest(
-    word: str, known: Mapping[str, Any] | Sequence[str], titles: Mapping[str, str] | None = None
-) -> str:
-    """`; did you mean ...?` for the known words most like this one, by spelling or by initials."""
-    plain = re.sub(r"[^a-z0-9]", "", word.lower())
-
-    def likeness(name: str) -> float:
-        bare = name.replace("_", "")
-        score = difflib.SequenceMatcher(None, plain, bare).ratio()
-        if plain and (bare.startswith(plain) or plain.startswith(bare)):
-            score = max(score, 0.9)
-        words = re.findall(r"[A-Za-z]+", (titles or {}).get(name, ""))
-        if plain and plain == "".join(w[0] for w in words).lower()[: len(plain)]:
-            score = max(score, 1.0)
-        return score
-
-    near = sorted((n for n in known if likeness(n) >= 0.5), key=likeness, reverse=True)[:3]
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

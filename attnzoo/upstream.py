@@ -1,12 +1,18 @@
 """Authors' weights into our blocks: by their own key names, checked key by key."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from .registry import Entry, KeyMap, build, find
+
+# What wrappers of a module put into its keys, in the middle too; such names tell no layer.
+_WRAPPED = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 class _Match(NamedTuple):
@@ -29,7 +35,7 @@ class _Match(NamedTuple):
 
 def from_upstream(
     name: str,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor] | str | os.PathLike[str],
     *args: Any,
     prefix: str | None = None,
     **config: Any,
@@ -39,7 +45,9 @@ def from_upstream(
     Args:
         name: a name of `attnzoo.names()`.
         state_dict: tensors by the authors' key names (any of the namings the block knows, or
-            ours); or a whole checkpoint, the block's keys under one prefix and others beside it.
+            ours); or a whole checkpoint, the block's keys under one prefix and others beside it;
+            or the path of such a file, of safetensors or of `torch.save`, which is read without
+            unpickling any code. What torch.compile, FSDP and checkpointing add to keys is dropped.
         *args: the channels `c`, by position.
         prefix: which of several matching prefixes to take (`"layer1.0.se"`); "" is the root,
             where the keys of other layers beside the block's are then ignored.
@@ -50,11 +58,16 @@ def from_upstream(
 
     Raises:
         ValueError: keys are missing, unexpected or of another shape, or several prefixes match;
-            the message names them.
+            the message names them, and the copy of the block whose keys they are; or a file that
+            cannot be read.
         TypeError: `state_dict` is no mapping of str to Tensor.
     """
     entry = find(name)
+    if isinstance(state_dict, (str, os.PathLike)):
+        state_dict = checkpoint.read(state_dict)
     _check(state_dict, prefix)
+    state_dict = _unwrapped(state_dict)
+    prefix = None if prefix is None else _WRAPPED.sub("", prefix)
     block = build(name, *args, **config)
     own = block.state_dict()
     if not own:
@@ -63,7 +76,7 @@ def from_upstream(
         raise ValueError("the meta device holds no values to load weights into; build on another")
     match = _best(entry, own, state_dict, prefix)
     if not match.fits:
-        raise ValueError(_complaint(entry, match))
+        raise ValueError(_complaint(entry, match) + _known_copy(entry, state_dict))
     block.load_state_dict(
         {
             ours: state_dict[match.keys[ours]].reshape(tensor.shape)
@@ -98,6 +111,19 @@ def _check(state_dict: Mapping[str, Tensor], prefix: str | None) -> None:
         if value.is_meta or value.is_complex():
             kind = "on the meta device, which holds no values" if value.is_meta else "complex"
             raise ValueError(f"state_dict[{key!r}] is {kind}; weights must be real numbers")
+        if value.is_quantized or value.is_nested or value.layout != torch.strided:
+            raise ValueError(
+                f"state_dict[{key!r}] is {value.dtype}, {value.layout}; weights must be dense"
+            )
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, by keys without the names that wrappers add."""
+    plain = {_WRAPPED.sub("", key): value for key, value in state_dict.items()}
+    if len(plain) < len(state_dict):
+        twice = next(key for key in state_dict if _WRAPPED.sub("", key) != key)
+        raise ValueError(f"state_dict holds {twice!r} with and without its wrapper; keep one")
+    return plain
 
 
 def _best(
@@ -214,3 +240,19 @@ def _complaint(entry: Entry, match: _Match) -> str:
     return (
         f"state_dict does not hold the weights of this {entry.name!r}{where}; {'; '.join(faults)}"
     )
+
+
+def _known_copy(entry: Entry, keys: Iterable[str]) -> str:
+    """What the keys tell of a well-known copy of the block, if they are one's."""
+    for copy in entry.copies:
+        if _holds(keys, copy.keys) and not any(_holds(keys, (key,)) for key in copy.lacks):
+            return (
+                f"; these keys are those of {copy.whose}, which {copy.computes}: "
+                "its weights do not carry over"
+            )
+    return ""
+
+
+def _holds(keys: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Whether every wanted key is there, under any prefix."""
+    return all(any(f".{key}".endswith(f".{end}") for key in keys) for end in wanted)

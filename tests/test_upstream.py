@@ -1,10 +1,17 @@
 """Authors' weights: found under any prefix and naming, refused key by key."""
 
+import copy
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import attnzoo
+from attnzoo.registry import Copy, find
 
 Weights = dict[str, Tensor]
 
@@ -105,6 +112,116 @@ def test_the_default_dtype_is_built(weights: Weights) -> None:
     finally:
         torch.set_default_dtype(before)
     assert block.fc1.weight.dtype == torch.float64
+
+
+def test_what_wrappers_add_to_keys_is_dropped(weights: Weights) -> None:
+    for prefix in ("module", "_orig_mod", "model", "module._orig_mod.model", "net.layer1.0.se"):
+        block = attnzoo.from_upstream("se", under(prefix, weights), c=32)
+        assert torch.equal(block.fc1.weight, weights["fc.0.weight"])
+    inside = {key.replace("fc.", "fc._orig_mod."): value for key, value in weights.items()}
+    for wrapped in (inside, under("module.layer1._fsdp_wrapped_module.se", inside)):
+        block = attnzoo.from_upstream("se", wrapped, c=32)
+        assert torch.equal(block.fc2.weight, weights["fc.2.weight"])
+    picked = under("layer1._orig_mod.se", weights)
+    for prefix in ("layer1._orig_mod.se", "layer1.se"):
+        attnzoo.from_upstream("se", picked, c=32, prefix=prefix)
+    with pytest.raises(
+        ValueError, match=r"'fc\._orig_mod\.0\.weight' with and without its wrapper"
+    ):
+        attnzoo.from_upstream("se", {**weights, **inside}, c=32)
+
+
+def test_all_faults_are_named_at_once_and_nothing_is_touched(weights: Weights) -> None:
+    wrong = {"fc.0.weight": torch.randn(3, 32), "fc.0.bias": torch.zeros(3)}
+    before = copy.deepcopy(wrong)
+    with pytest.raises(ValueError) as caught:
+        attnzoo.from_upstream("se", wrong, c=32)
+    for part in ("missing: fc.2.weight", "unexpected: fc.0.bias", "(3, 32) for (2, 32)"):
+        assert part in str(caught.value)
+    assert all(torch.equal(wrong[key], before[key]) for key in before)
+    block = attnzoo.from_upstream("se", weights, c=32)
+    with torch.no_grad():
+        block.fc1.weight.zero_()
+    assert weights["fc.0.weight"].any(), "the block has its own copies"
+
+
+def test_files_of_weights(weights: Weights, tmp_path: Path) -> None:
+    save_file(weights, tmp_path / "se.safetensors")
+    torch.save(weights, tmp_path / "se.pth")
+    torch.save({"state_dict": OrderedDict(under("module", weights)), "epoch": 3}, tmp_path / "c.pt")
+    for file in ("se.safetensors", "se.pth", "c.pt"):
+        for path in (tmp_path / file, str(tmp_path / file)):
+            block = attnzoo.from_upstream("se", path, c=32)
+            assert torch.equal(block.fc1.weight, weights["fc.0.weight"])
+
+
+class Malicious:
+    """Unpickled as ordinary pickle, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_files_that_are_no_weights_are_refused_and_run_nothing(
+    weights: Weights, tmp_path: Path
+) -> None:
+    ran, file = tmp_path / "ran", tmp_path / "file.pth"
+
+    def refused(match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            attnzoo.from_upstream("se", file, c=32)
+        assert not ran.exists()
+
+    refused("must be a mapping or the path of a file")
+    torch.save({**weights, "x": Malicious(ran)}, file)
+    refused("holds more than tensors, or is damaged; nothing of it was run")
+    file.write_bytes(pickle.dumps(Malicious(ran)))
+    refused("holds more than tensors")
+    torch.save(attnzoo.build("se", 32), file)
+    refused("holds more than tensors")
+    for content in (b"", b"no weights at all", b"PK\x03\x04" + bytes(30)):
+        file.write_bytes(content)
+        refused(r"file\.pth")
+    torch.save({"model": weights, "ema": weights}, file)
+    refused("holds several: 'model', 'ema'; load it and pass the mapping")
+    torch.save({"epoch": 3}, file)
+    refused("holds none")
+    pickle.loads(pickle.dumps(Malicious(ran)))
+    assert ran.exists(), "what was not run would have been seen"
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"{}")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        attnzoo.from_upstream("se", bad, c=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"), [(n, c) for n in attnzoo.names() for c in find(n).copies]
+)
+@pytest.mark.parametrize("prefix", ["", "layer1.0.att."])
+def test_well_known_copies_are_named(name: str, copied: Copy, prefix: str) -> None:
+    theirs = {prefix + key: torch.zeros(2, 2) for key in copied.keys}
+    with pytest.raises(ValueError) as caught:
+        attnzoo.from_upstream(name, theirs, c=64)
+    assert copied.whose in str(caught.value)
+    assert copied.computes in str(caught.value)
+    with pytest.raises(ValueError) as caught:
+        attnzoo.from_upstream(name, {"conv.weight": torch.zeros(2, 2)}, c=64)
+    assert "do not carry over" not in str(caught.value)
+
+
+def test_a_fitting_state_dict_is_no_copy() -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.layers.create_attn("coord", 64, rd_channels=8, bias=True).state_dict()
+    attnzoo.from_upstream("coordatt", theirs, c=64)
+    theirs = timm.layers.create_attn("coord", 64).state_dict()
+    with pytest.raises(ValueError, match="those of timm's CoordAttn"):
+        attnzoo.from_upstream("coordatt", theirs, c=64)
+    theirs = timm.layers.create_attn("cbam", 64).state_dict()
+    with pytest.raises(ValueError, match="those of timm's CbamModule, which has the mean before"):
+        attnzoo.from_upstream("cbam", theirs, c=64)
 
 
 @pytest.mark.parametrize("name", attnzoo.names())

@@ -55,7 +55,7 @@ class Row(Identity):
     params: int
     macs: int  # multiply-adds of one sample's forward pass, by the authors' published arithmetic
     macs_executed: int  # those that run here
-    elementwise: int | None  # elementwise and reduction operations of one sample's forward pass
+    elementwise: int  # elementwise and reduction operations of one sample's forward pass
     bytes_forward: int  # what any implementation must move: input, output, parameters
     bytes_training: int  # plus their gradients
     latency_forward: Latency  # eval mode under torch.inference_mode, the whole batch

@@ -90,15 +90,15 @@ def _made(
 def _costs(entry: Entry, config: dict[str, Any], extent: Extent, bound: Bound) -> dict[str, Any]:
     """The row's counts, of a copy of the block on the meta device."""
     ghost = build(entry.name, **config, device="meta")
-    executed = count.macs(ghost, make_inputs(entry, config, extent, device="meta"))
+    work = count.work(ghost, make_inputs(entry, config, extent, device="meta"))
     published = entry.closed_form(extent, **config)
     with bound.passes.forward.ready() as step:
         traffic = count.traffic(bound.block, bound.inputs, step())
     return {
         "params": sum(p.numel() for p in bound.block.parameters()),
-        "macs": executed if published is None else published.macs,
-        "macs_executed": executed,
-        "elementwise": None,
+        "macs": work.macs if published is None else published.macs,
+        "macs_executed": work.macs,
+        "elementwise": work.elementwise,
         "bytes_forward": traffic.forward,
         "bytes_training": traffic.training,
     }

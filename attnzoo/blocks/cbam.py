@@ -23,7 +23,7 @@ from .. import check
 from ..ops import maximum
 from ..ops.by_hand import ByHand
 from ..ops.samples import pieces
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(
@@ -180,6 +180,28 @@ class MaxMeanGate(nn.Module):
         "ChannelGate.mlp.3": "fc2",
         "SpatialGate.spatial": "spatial",
     },
+    copies=(
+        Copy(
+            whose="fightingcv's CBAMBlock",
+            keys=("ca.se.0.weight", "sa.conv.bias"),
+            computes="adds its input, and has no BatchNorm and no biases in the MLP",
+        ),
+        Copy(
+            whose="changzy00's CBAM",
+            keys=("ca.fc.0.weight", "sa.conv.weight"),
+            computes="has the mean before the maximum, no BatchNorm and no biases",
+        ),
+        Copy(
+            whose="luuuyi/CBAM.PyTorch, the common copy on the web",
+            keys=("ca.fc.0.weight", "sa.conv1.weight"),
+            computes="has the mean before the maximum, no BatchNorm and no biases",
+        ),
+        Copy(
+            whose="timm's CbamModule",
+            keys=("channel.fc1.weight", "spatial.conv.conv.weight"),
+            computes="has the mean before the maximum, and by default no biases in the MLP",
+        ),
+    ),
 )
 class CBAM(nn.Module):
     """CBAM on (B, C, H, W).
@@ -209,6 +231,8 @@ class CBAM(nn.Module):
         super().__init__()
         hidden = check.reduced(c, reduction)
         check.odd(kernel_size=kernel_size)
+        if not spatial:
+            check.idle("spatial=False", kernel_size=(kernel_size, 7))
         if not pool_types:
             raise ValueError(f"pool_types={pool_types!r} must name at least one pooling")
         self.c, self.pool_types = c, pool_types

@@ -10,7 +10,8 @@ Shapes: (B, C, H, W) -> (B, C, H, W); c=1 with `c_out` -> (B, c_out, H, W).
 Differs: the paper leaves the activation open and the README says SiLU; the code has h_swish, which
     we follow. The code takes any `oup` and fails on most in the broadcast; `c_out` other than c or
     1 is refused here unless c is 1. Rows and columns share one BatchNorm, so in training the
-    result depends on H : W.
+    result depends on H : W. changzy00's copy has the same keys, so that its weights load without
+    a word, but a ReLU and no sigmoid: they do not carry over.
 Cost: with o = c_out, parameters c m + 3 m + 2 (m o + o); MACs (H + W) m (c + o).
 """
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from .. import check
 from ..ops.by_hand import ByHand
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
@@ -37,6 +38,14 @@ def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
+    copies=(
+        Copy(
+            whose="timm's CoordAttn as it is by default",
+            keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
+            lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
+            computes="has no biases and another hidden width",
+        ),
+    ),
 )
 class CoordAtt(nn.Module):
     """Coordinate attention on (B, C, H, W).

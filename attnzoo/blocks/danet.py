@@ -20,7 +20,7 @@ Cost: with q = c // reduction, N = H W: parameters 2 q (c + 1) + c (c + 1) + 2;
 from torch import Tensor, nn
 
 from .. import check
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 from . import danet_channel, danet_position
 
 
@@ -41,6 +41,18 @@ def cost(at: Extent, c: int, reduction: int, head: bool) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={"conv6": None, "conv7": None, "conv8": None},  # the rest has the authors' names
+    copies=(
+        Copy(
+            whose="fightingcv's DAModule",
+            keys=("position_attention_module.cnn.weight", "channel_attention_module.cnn.weight"),
+            computes="has scaled dot-product attentions of fixed size, no gamma and no residual",
+        ),
+        Copy(
+            whose="mmsegmentation's DAHead",
+            keys=("pam.gamma.scale", "cam.gamma.scale"),
+            computes="has the same formulas under other keys and shapes, for which there is no map",
+        ),
+    ),
 )
 class DANet(nn.Module):
     """Dual attention on (B, C, H, W).

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import check
 from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide_dtype
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(at: Extent, c: int) -> Cost:
@@ -33,6 +33,14 @@ def cost(at: Extent, c: int) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={},  # the authors' name is ours
+    copies=(
+        Copy(
+            whose="changzy00's CAM",
+            keys=("beta",),
+            lacks=("weight", "bias", "gamma"),
+            computes="takes the softmax of the energies themselves, not of their negatives",
+        ),
+    ),
 )
 class CAM(nn.Module):
     """Channel attention module on (B, C, H, W), with a residual gated by `gamma` (0 at first).

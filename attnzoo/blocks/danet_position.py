@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .. import check
 from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(at: Extent, c: int, reduction: int) -> Cost:
@@ -40,6 +40,13 @@ def cost(at: Extent, c: int, reduction: int) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={},  # the authors' names are ours
+    copies=(
+        Copy(
+            whose="changzy00's PAM",
+            keys=("b.weight", "c.weight", "d.weight", "alpha"),
+            computes="has queries and keys of all channels",
+        ),
+    ),
 )
 class PAM(nn.Module):
     """Position attention module on (B, C, H, W), with a residual gated by `gamma` (0 at first).

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
+from .. import annotation, check
 from ..ops.by_hand import ByHand
 from ..registry import Cost, Extent, register
 
@@ -79,7 +79,7 @@ class DIA(nn.Module):
 
     @scales.setter
     def scales(self, value: tuple[float, float]) -> None:
-        self._scales: tuple[float, float] = check.fitted("scales", value, tuple[float, float])
+        self._scales: tuple[float, float] = annotation.fit("scales", value, tuple[float, float])
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)

@@ -145,34 +145,37 @@ class DilatedInception(nn.Module):
         convs = [m for m in self.modules() if isinstance(m, nn.Conv1d)]  # filter before gate
         check.sequence(x, self.c, convs[0].weight)
         h = fold(x)  # N T C
+        dilation = self.dilation
         if self.padding == "causal":
-            h = F.pad(h, (0, 0, self.reach, 0))
+            if not torch.compiler.is_compiling():  # taps further back than all of T see zeros alike
+                dilation = min(dilation, x.shape[-2])
+            h = F.pad(h, (0, 0, (max(self.kernels) - 1) * dilation, 0))
         elif x.shape[-2] <= self.reach:
             raise ValueError(
                 f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
                 f"kernels={self.kernels} and dilation={self.dilation} it needs at least "
                 f"{self.reach + 1}: take a longer series or padding='causal'"
             )
-        u = self._one(h, convs) if self.as_one else self._apart(h, convs)
+        u = (self._one if self.as_one else self._apart)(h, convs, dilation)
         return unfold(gated_tanh(u) if self.gated else u, like=x)
 
-    def _one(self, h: Tensor, convs: list[nn.Conv1d]) -> Tensor:
+    def _one(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
         """All branches as one convolution: shorter kernels begin with zeros."""
         widest = max(self.kernels)
         weight = torch.cat([F.pad(m.weight, (widest - m.kernel_size[0], 0)) for m in convs])
         bias = torch.cat([m.bias for m in convs if m.bias is not None])
-        return time_conv(h, weight, bias, dilation=self.dilation)
+        return time_conv(h, weight, bias, dilation=dilation)
 
-    def _apart(self, h: Tensor, convs: list[nn.Conv1d]) -> Tensor:
+    def _apart(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
         """One convolution a branch, each from the first step that it needs on."""
         widest = max(self.kernels)
         return torch.cat(
             [
                 time_conv(
-                    h[:, (widest - m.kernel_size[0]) * self.dilation :],
+                    h[:, (widest - m.kernel_size[0]) * dilation :],
                     m.weight,
                     m.bias,
-                    dilation=self.dilation,
+                    dilation=dilation,
                 )
                 for m in convs
             ],

@@ -171,6 +171,8 @@ class DTM(nn.Module):
     ) -> None:
         super().__init__()
         check.positive(dim=dim, c_out=c_out, grid=grid)
+        if tokenizer == "flatten":
+            check.idle("tokenizer='flatten'", grid=(grid, 4))
         _check_sizes(sizes)
         self.sizes, self.dim, self.pool, self.detach = sizes, dim, pool, detach
         across = grid if tokenizer == "pool" else None
@@ -183,6 +185,7 @@ class DTM(nn.Module):
         self, features: Sequence[Tensor], *, token: Tensor | None = None, need_tokens: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(B, c_out), or that and the mixer's output (B, T, c_out) for every token."""
+        check.flag(need_tokens=need_tokens)
         self._check(features, token)
         tokens = [make(x) for make, x in zip(self.tokenizers, features, strict=True)]
         series = torch.stack(tokens, 1)  # B k dim
@@ -196,10 +199,11 @@ class DTM(nn.Module):
     def _check(self, features: Sequence[Tensor], token: Tensor | None) -> None:
         like = self.proj_norm.a_2
         if not isinstance(features, (list, tuple)) or len(features) != len(self.sizes):
-            got = f"{len(features)} maps" if isinstance(features, (list, tuple)) else features
+            listed = isinstance(features, (list, tuple))
+            got = f"{len(features)} maps" if listed else f"a {type(features).__name__}"
             raise ValueError(
                 f"features must be a list of {len(self.sizes)} maps, one for each of "
-                f"sizes={self.sizes}, not {got}"
+                f"sizes={check.shown(self.sizes)}, not {got}"
             )
         for i, (x, size, make) in enumerate(
             zip(features, self.sizes, self.tokenizers, strict=True)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from .. import check
 from ..ops import leading
+from ..ops.by_hand import looked_into
 from ..registry import Cost, Extent, Inputs, Random, register
 
 Variant = Literal["2d", "original"]
@@ -197,6 +198,7 @@ class LTAE(nn.Module):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        check.flag(need_weights=need_weights)
         if self.layout == "image_series":
             check.image_series(x, self.c, self.query)
             flat, lead, image = x.flatten(3), x.shape[:1], x.shape[3:]  # B T C P
@@ -222,15 +224,20 @@ class LTAE(nn.Module):
             self._check_length(steps[-1], positions)
             return None
         if not self.positions:
+            if positions is not None:
+                raise ValueError("positions has no effect on a block built with positions=False")
             return None
         if positions is None:
             raise ValueError(
                 "positions is missing: pass the days of the steps, positions=tensor of shape "
                 f"{steps}, or build with positions=False"
             )
-        if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-            raise TypeError("positions must be numbers, the days of the steps, not torch.bool")
         days = leading.fold(_per_step("positions", positions, steps, x), keep=1)
+        if days.dtype == torch.bool or days.is_complex():
+            raise TypeError(f"positions is {days.dtype}; it must be real numbers, the steps' days")
+        watched = days.device.type == "cpu" and not looked_into(days)  # on CUDA a look is a wait
+        if watched and not days.isfinite().all():
+            raise ValueError("positions has values that are not finite; give every step a day")
         return _sinusoid(days.to(_exact(x)), self.width // self.heads, self.period)
 
     def _attend(
@@ -409,7 +416,11 @@ def _check_widths(
         raise ValueError(f"mlp=() must start with {of}={width}: take mlp=({width}, 128)")
     check.positive(**{f"mlp[{i}]": m for i, m in enumerate(mlp)})
     if mlp[0] != width:
-        raise ValueError(f"mlp[0]={mlp[0]} must be {of}={width}, the width of the joined heads")
+        cause = ", which d_model=None takes" if d_model is None else ""
+        raise ValueError(
+            f"mlp[0]={mlp[0]} must be {of}={width}, the width of the joined heads{cause}; "
+            f"take mlp={check.shown((width, *mlp[1:]))}"
+        )
     if variant == "2d":
         check.divides(by="heads", of="c", heads=heads, c=c)
         check.divides(by="heads", of="mlp[-1]", **{"heads": heads, "mlp[-1]": mlp[-1]})
@@ -422,6 +433,8 @@ def _check_options(
     length: int,
     d_model: int | None,
 ) -> None:
+    if variant == "2d":
+        check.idle("variant='2d'", length=(length, 24))
     if variant == "2d" and not isinstance(positions, bool):
         raise ValueError(
             f"positions={positions!r} must be True or False for variant='2d', whose call takes the "

@@ -32,6 +32,8 @@ from ..ops.precision import as_given
 from ..ops.selective_scan import selective_scan
 from ..registry import Cost, Extent, register
 
+_LARGEST_DT = 1e4  # whose softplus, inverse and product with a weight all types hold
+
 
 class MambaState(NamedTuple):
     """What one step of a stream leaves for the next."""
@@ -97,7 +99,8 @@ class Mamba(nn.Module):
         dt_init_floor: step sizes drawn below this are raised to it.
 
     Raises:
-        ValueError: a value below 1, no inner channel left, or `dt_min` above `dt_max`.
+        ValueError: a value below 1, no inner channel left, `dt_min` above `dt_max`, or a negative
+            or too large `dt_max`, `dt_scale` or `dt_init_floor`.
     """
 
     def __init__(
@@ -136,11 +139,10 @@ class Mamba(nn.Module):
 
     def _init_dt(self, low: float, high: float, init: str, scale: float, floor: float) -> None:
         """Step sizes log-uniform in [low, high], by the inverse of softplus."""
+        check.within(0, _LARGEST_DT, dt_max=high, dt_scale=scale)
+        check.within(1e-30, _LARGEST_DT, dt_init_floor=floor)
         if not 0 < low <= high:
             raise ValueError(f"dt_min={low} must be above 0 and at most dt_max={high}")
-        if floor <= 0:
-            raise ValueError(f"dt_init_floor={floor} must be above 0, such as 1e-4")
-        check.choice("dt_init", init, ("random", "constant"))
         bound = scale * self.rank**-0.5
         if init == "constant":
             self.dt_proj.weight.fill_(bound)
@@ -163,6 +165,9 @@ class Mamba(nn.Module):
 
         Without sizes the state spreads over the leading axes of the first `step`.
         """
+        for i, size in enumerate(batch):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise ValueError(f"batch[{i}]={check.shown(size)} must be an int of at least 0")
         weight = self.in_proj.weight
         inner, taps = self.D.shape[0], self.conv1d.kernel_size[0]
         return MambaState(
@@ -222,6 +227,7 @@ class Mamba(nn.Module):
                 f"state must be what step returned or initial_state(), not a {type(state).__name__}"
             )
         for name, given, zero in zip(MambaState._fields, state, self.initial_state(), strict=True):
+            check.sequence(given, like=zero, name=f"state.{name}")
             ahead = tuple(given.shape[:-2])
             if given.shape[-2:] != zero.shape or ahead not in ((), tuple(x_t.shape[:-1])):
                 raise ValueError(

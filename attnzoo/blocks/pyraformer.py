@@ -51,7 +51,7 @@ def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
         ValueError: a value below 1, no windows, or a series too short for one node a level.
     """
     check.positive(length=length, inner=inner)
-    pyramid = Pyramid(length, cscm_file.checked(windows), inner)
+    pyramid = Pyramid.over(length, cscm_file.checked(windows), inner)
     level_sizes(length, pyramid.windows, shown="length={}")
     index, _ = neighbours(pyramid, torch.device("cpu"))
     return torch.ones(len(index), len(index), dtype=torch.bool).scatter_(1, index, False)
@@ -78,7 +78,7 @@ def cost(
     nodes, reach = sum(sizes), [(size, min(inner // 2, size - 1)) for size in sizes]
     pairs = sum((2 * a + 1) * size - a * (a + 1) for size, a in reach) + 2 * (nodes - sizes[-1])
     asking = n_layers * nodes - (output == "finest") * (nodes - at.steps)
-    slots = Pyramid(at.steps, windows, inner).slots
+    slots = Pyramid.over(at.steps, windows, inner).slots
     return Cost(
         params=params + n_layers * (c * (2 * k + 2 * v) + 2 * c * f + f + 6 * c),
         macs=macs + n_layers * ((2 * nodes * c + pairs) * (k + v) + 2 * nodes * c * f),
@@ -161,7 +161,7 @@ class Pyraformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.cscm.norm.weight)
-        pyramid = Pyramid(x.shape[-2], self.cscm.windows, self.inner)
+        pyramid = Pyramid.over(x.shape[-2], self.cscm.windows, self.inner)
         z = self.cscm(fold(x))  # N S C
         for layer in self.layers[:-1]:
             z = layer(z, pyramid, z.shape[1])

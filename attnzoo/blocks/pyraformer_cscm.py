@@ -96,7 +96,9 @@ class CSCM(nn.Module):
         check.positive(c=c)
         self.c, self.kind, self.windows = c, kind, checked(windows)
         width = c
-        if kind == "bottleneck":
+        if kind != "bottleneck":
+            check.idle(f"kind={kind!r}", bottleneck=(bottleneck, None))
+        else:
             width = quarter(c, "bottleneck") if bottleneck is None else bottleneck
             check.positive(bottleneck=width)
             self.down = nn.Linear(c, width)
@@ -110,7 +112,8 @@ class CSCM(nn.Module):
         sizes = level_sizes(x.shape[-2], self.windows)
         series = fold(x)  # N T C
         if self.kind in ("bottleneck", "conv"):
-            check.batch_norm(self.levels[-1].get_submodule("norm"), series.shape[0] * sizes[-1], x)
+            norm = self.levels[-1].get_submodule("norm")
+            check.batch_norm(norm, series.shape[0] * sizes[-1], x, grow="batch or T")
         nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
         return unfold(self.norm(nodes), x)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import check
 from ..ops.by_hand import ByHand, looked_into
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 
 
 def cost(
@@ -33,7 +33,21 @@ def cost(
     return Cost(params=convs + maps + 2 * branches * c + 2 * d, macs=convs * pixels + maps)
 
 
-@register("sknet", layout="image", family="channel", example={"c": 64}, cost=cost, upstream={})
+@register(
+    "sknet",
+    layout="image",
+    family="channel",
+    example={"c": 64},
+    cost=cost,
+    upstream={},
+    copies=(
+        Copy(
+            whose="changzy00's SKLayer",
+            keys=("split_3x3.0.weight", "split_5x5.0.weight", "fc.0.bias"),
+            computes="has biases in every convolution and linear layer",
+        ),
+    ),
+)
 class SKConv(nn.Module):
     """Selective kernel convolution on (B, C, H, W).
 

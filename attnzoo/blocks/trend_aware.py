@@ -132,6 +132,7 @@ class TrendAwareAttention(nn.Module):
         *,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        check.flag(need_weights=need_weights)
         key = query if key is None else key
         value = key if value is None else value
         self._check(query, key, value)

@@ -22,7 +22,7 @@ from .. import check
 from ..ops import maximum
 from ..ops.by_hand import ByHand
 from ..ops.samples import pieces
-from ..registry import Cost, Extent, register
+from ..registry import Copy, Cost, Extent, register
 from .cbam import MaxMeanGate
 
 
@@ -135,6 +135,13 @@ _gate = ByHand(_gate_plain, _gate_forward, _gate_backward)
             "ChannelGateW.spatial": "hc",
             "SpatialGate.spatial": "hw",
         },
+    ),
+    copies=(
+        Copy(
+            whose="changzy00's TripletAttention",
+            keys=("ch.conv.conv.weight", "cw.conv.conv.weight", "hw.conv.conv.weight"),
+            computes="has a ReLU before each sigmoid, biases, and the mean before the maximum",
+        ),
     ),
 )
 class TripletAttention(nn.Module):

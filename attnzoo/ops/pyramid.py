@@ -21,6 +21,13 @@ class Pyramid(NamedTuple):
     windows: tuple[int, ...]
     inner: int
 
+    @classmethod
+    def over(cls, length: int, windows: tuple[int, ...], inner: int) -> "Pyramid":
+        """The pyramid, its span of neighbours no wider than the series, where it takes all in."""
+        if not torch.compiler.is_compiling():  # a graph for any length keeps the span as it is
+            inner = min(inner, 2 * length - 1)
+        return cls(length, windows, inner)
+
     @property
     def slots(self) -> int:
         """How many nodes one node can attend to at most: neighbours, parent, children."""

@@ -1,0 +1,82 @@
+"""Files of weights, read without running any code that they hold."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """The tensors of a file by their keys, on the CPU.
+
+    A checkpoint of `torch.save` that nests its weights, as `{"state_dict": ..., "epoch": 3}`, gives
+    the one mapping of tensors in it.
+
+    Args:
+        path: a .safetensors file, or one that `torch.save` wrote.
+
+    Raises:
+        ValueError: no such file, a damaged one, one that holds code, or several state dicts.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"state_dict={str(path)!r} must be a mapping or the path of a file")
+    if file.suffix == ".safetensors":
+        return _safetensors(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles that are then refused anyway
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"state_dict={str(path)!r} holds more than tensors, or is damaged; nothing of it was "
+            f"run. Save its weights alone: torch.save(module.state_dict(), ...) ({_first(error)})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(file, error) from None
+    return _weights(file, content)
+
+
+def _safetensors(file: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError  # not needed to build a block
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _weights(file: Path, content: Any) -> Mapping[str, Tensor]:
+    """The content itself, or the one mapping of tensors in it."""
+    found = {"": content} if _is_weights(content) else {}
+    if not found and isinstance(content, Mapping):
+        found = {key: value for key, value in content.items() if _is_weights(value)}
+    if len(found) != 1:
+        places = f"several: {', '.join(map(repr, found))}" if found else "none"
+        raise ValueError(
+            f"state_dict={str(file)!r} must hold one mapping of names to tensors, and holds "
+            f"{places}; load it and pass the mapping"
+        )
+    return next(iter(found.values()))
+
+
+def _is_weights(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"state_dict={str(file)!r} cannot be read as weights: {_first(error)}")
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]

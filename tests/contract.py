@@ -1,5 +1,6 @@
 """What every suite over the registry needs: a block in some state, its inputs, one step."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,6 +78,13 @@ def first(inputs: Inputs, count: int) -> Inputs:
         key: [t[:count] for t in value] if isinstance(value, list) else value[:count]
         for key, value in inputs.items()
     }
+
+
+def arranged(block: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the block's forward call."""
+    kinds = inspect.signature(block.forward).parameters
+    keywords = {k: v for k, v in inputs.items() if kinds[k].kind is inspect.Parameter.KEYWORD_ONLY}
+    return tuple(v for k, v in inputs.items() if k not in keywords), keywords
 
 
 def limit(entry: Entry, capability: str) -> None:

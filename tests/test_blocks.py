@@ -18,7 +18,7 @@ from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.ops.by_hand import plain_forms
 from attnzoo.registry import find
 
-from contract import ODD, SINGLE, SMALL, blocks, first, limit, made, step, wanting_grad
+from contract import ODD, SINGLE, SMALL, arranged, blocks, first, limit, made, step, wanting_grad
 from tolerances import assert_close
 
 pytestmark = blocks
@@ -246,12 +246,6 @@ def call_like(block: torch.nn.Module, stand_in: object, inputs: dict[str, torch.
     """Call `stand_in` with the arguments arranged as `block.forward` wants them."""
     positional, keywords = arranged(block, inputs)
     return stand_in(*positional, **keywords)  # type: ignore[operator]
-
-
-def arranged(block: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[tuple, dict]:
-    kinds = inspect.signature(block.forward).parameters
-    keywords = {k: v for k, v in inputs.items() if kinds[k].kind is inspect.Parameter.KEYWORD_ONLY}
-    return tuple(v for k, v in inputs.items() if k not in keywords), keywords
 
 
 def test_exports_with_dynamic_sizes(name: str) -> None:

@@ -1,6 +1,5 @@
 """What every suite over the registry needs: a block in some state, its inputs, one step."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import attnzoo
 from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.registry import Entry, Inputs, find
 
-blocks = pytest.mark.parametrize("name", attnzoo.names())
+blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
 
 SMALL = attnzoo.Extent(batch=2, steps=7, height=5, width=6)
 ODD = attnzoo.Extent(batch=3, steps=13, height=9, width=11)
@@ -77,10 +76,3 @@ def first(inputs: Inputs, count: int) -> Inputs:
         key: [t[:count] for t in value] if isinstance(value, list) else value[:count]
         for key, value in inputs.items()
     }
-
-
-def limit(entry: Entry, capability: str) -> None:
-    """Skip, with the entry's own reason, what the entry says the block cannot do."""
-    limits: Mapping[str, str] = entry.limits
-    if capability in limits:
-        pytest.skip(f"{entry.name}: {limits[capability]}")

@@ -13,11 +13,37 @@ GROUPS: dict[str, dict[str, str]] = {
     "Numbers": {
         "weights": "the authors' weights load by their own names and give the authors' numbers",
         "gradcheck": "first and second derivatives agree with finite differences in float64",
+        "bfloat16": "cast whole: dtype kept, outputs and gradients finite, near float32's",
+        "float16": "cast whole: dtype kept, outputs and gradients finite, near float32's",
+        "autocast": "under torch.autocast to either half: outputs and gradients finite, near "
+        "float32's",
+        "scale_bfloat16": "the largest standard deviation of the input, of 30, 1e2, 1e3, ..., up "
+        "to which outputs and gradients are finite in bfloat16",
+        "scale_float16": "the same in float16, which ends at 65504: no input of 1e5 exists",
     },
     "Compilers": {
         "compile": "torch.compile(fullgraph=True) trains as eager does, in both modes (aot_eager)",
-        "inductor": "the same through the default compiler",
+        "dynamic": "one compilation serves every batch and size",
+        "inductor": "torch.compile(fullgraph=True) with the default compiler trains as eager does",
         "export": "torch.export with every size dynamic, re-run at other sizes",
+    },
+    "State": {
+        "copy": "deepcopy and pickle give the same block",
+        "state_dict": "strict round trips through torch.save, weights_only, and safetensors",
+        "meta": "built on the meta device, to_empty and load_state_dict give the same block",
+        "functional": "torch.func: functional_call, grad, vmap; per-sample gradients are a loop's",
+        "checkpoint": "activation checkpointing of either kind changes no gradient",
+    },
+    "Inputs": {
+        "batch": "batches of 1 and 0 give outputs, and gradients of every parameter",
+        "sizes": "1x1, 1xN, Nx1, odd, smaller and larger than built for",
+        "strides": "non-contiguous and expanded inputs give the same, gradients too",
+        "channels_last": "the output of a channels_last image is channels_last",
+        "frozen": "inputs or parameters that want no gradient, no_grad and inference_mode",
+        "untouched": "inputs are never written to; nor, in eval mode, are parameters and buffers",
+        "isolation": "in eval mode a sample's output is the same beside any other, NaN included",
+        "modes": "BatchNorm's buffers and dropout act in train mode, and in no other",
+        "deterministic": "two steps are bitwise equal; so torch.use_deterministic_algorithms finds",
     },
 }
 CAPABILITIES: dict[str, str] = {

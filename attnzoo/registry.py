@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from . import check
+from . import capabilities, check
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
@@ -142,16 +142,6 @@ class UnknownBlockError(ValueError, KeyError):
     __str__ = ValueError.__str__
 
 
-CAPABILITIES = (
-    "any batch size, 1 included",
-    "odd sizes",
-    "float16 and bfloat16",
-    "autocast",
-    "torch.compile(fullgraph=True)",
-    "torch.export with dynamic sizes",
-    "double backward",
-    "authors' weights",
-)
 _SECTIONS = ("Paper", "Code", "Math", "Shapes", "Differs", "Cost")
 _blocks: dict[str, Entry] = {}
 _lock = threading.Lock()
@@ -182,7 +172,8 @@ def register(
             layouts whose input does not follow from `c` and the extent alone.
         cost: `cost(extent, **config)` gives the closed forms of parameters and MACs per sample.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
-        limits: capabilities the block does not have, each with the reason (see `CAPABILITIES`).
+        limits: capabilities the block does not have, each with the reason (see
+            `attnzoo.capabilities.CAPABILITIES`); the suite holds each to be true.
 
     Raises:
         ValueError: the name is taken or malformed, or the example does not bind.
@@ -195,7 +186,7 @@ def register(
         check.choice("layout", value, get_args(Layout))
     check.choice("family", family, get_args(Family))
     for capability in limits or {}:
-        check.choice("limits", capability, CAPABILITIES)
+        check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
         raise ValueError(f"layout={layouts} needs inputs=, a function that makes example inputs")
 
@@ -268,12 +259,6 @@ def describe(name: str) -> Description:
     entry = find(name)
     sections = _sections(_doc(entry.cls))
     cost = entry.closed_form(None, **entry.example)
-    supported = {
-        capability: f"no: {entry.limits[capability]}" if capability in entry.limits else "yes"
-        for capability in CAPABILITIES
-    }
-    if not entry.upstream:
-        supported["authors' weights"] = "no: the entry states no map of the authors' keys"
     return Description(
         name=name,
         title=_title(entry.cls),
@@ -289,7 +274,7 @@ def describe(name: str) -> Description:
         **{section.lower(): sections.get(section, "") for section in _SECTIONS},
         params=cost.params if cost else None,
         macs=cost.macs if cost else None,
-        supported=supported,
+        supported=capabilities.of(name, entry.limits),
     )
 
 

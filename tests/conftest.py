@@ -1,10 +1,39 @@
-"""One seed for every test, and two threads whatever the machine."""
+"""One seed for every test, two threads whatever the machine, and the capability matrix."""
 
 import pytest
 import torch
+
+import attnzoo
+
+from matrix import Cell, Matrix
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """What the test puts into its cell of the capability matrix, where passing is not all."""
+    return Cell(request.node)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-capabilities",
+        action="store_true",
+        help="write the cells of the capability matrix that this run finds, and their document",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_block: run once for each registered block, as `name`")
+    config.addinivalue_line("markers", "capability(name): the outcome is a cell of the matrix")
+    config.pluginmanager.register(Matrix(config.getoption("write_capabilities")), "matrix")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("every_block"):
+        metafunc.parametrize("name", attnzoo.names())

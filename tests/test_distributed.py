@@ -43,18 +43,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 @blocks
 @modes
+@pytest.mark.capability("ddp")
 def test_ddp_gives_the_gradients_of_one_process(name: str, train: bool, pair: Ranks) -> None:
     pair.run(ddp_equals_one_process, name, train, module=find(name).cls.__module__)
 
 
 @blocks
 @modes
+@pytest.mark.capability("fsdp")
 def test_fsdp_gives_the_gradients_of_one_process(name: str, train: bool, pair: Ranks) -> None:
     pair.run(fsdp_equals_one_process, name, train, module=find(name).cls.__module__)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @blocks
+@pytest.mark.capability("dcp")
 def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path: Path) -> None:
     pair.run(save_sharded, name, tmp_path, module=find(name).cls.__module__)
     wanted, inputs = same(name)

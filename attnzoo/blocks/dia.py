@@ -41,7 +41,7 @@ def cost(at: Extent, c: int, modulated: bool, scales: tuple[float, float]) -> Co
     upstream={"conv": "conv"},  # the authors' names are ours
     cost=cost,
     limits={
-        "double backward": "it runs, but scales other than 1 make the gradient no derivative, by "
+        "gradcheck": "it runs, but scales other than 1 make the gradient no derivative, by "
         "the authors' design; with scales=(1, 1) both derivatives are checked"
     },
 )

@@ -100,7 +100,7 @@ def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
         assert_close(in_onnxruntime(block, session, inputs), wanted)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def exported(
     name: str, train: bool, dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, ExportedProgram]:

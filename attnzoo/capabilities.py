@@ -17,9 +17,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "float16": "cast whole: dtype kept, outputs and gradients finite, near float32's",
         "autocast": "under torch.autocast to either half: outputs and gradients finite, near "
         "float32's",
-        "scale_bfloat16": "the largest standard deviation of the input, of 30, 1e2, 1e3, ..., up "
-        "to which outputs and gradients are finite in bfloat16",
-        "scale_float16": "the same in float16, which ends at 65504: no input of 1e5 exists",
+        "scale_bfloat16": "the largest standard deviation of the input, of powers of ten and 30, "
+        "at which outputs and gradients of a mean loss are finite in bfloat16; below 30 only where "
+        "float64 shows that the true numbers do not fit",
+        "scale_float16": "the same in float16, whose largest number is 65504",
     },
     "Compilers": {
         "compile": "torch.compile(fullgraph=True) trains as eager does, in both modes (aot_eager)",

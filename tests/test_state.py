@@ -60,6 +60,7 @@ def test_meta_build_materializes(name: str) -> None:
     assert_close(step(real, inputs), step(block, inputs))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap's own
 @pytest.mark.capability("functional")
 def test_functional_calls_and_per_sample_gradients(name: str) -> None:
     _, block, inputs = made(name, ODD)

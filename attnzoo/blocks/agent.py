@@ -150,6 +150,8 @@ class AgentAttention(nn.Module):
         return leading.unfold(self._attend(leading.fold(x), size), x)
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.shape[0] == 0:  # attention of no sample gives its bias no gradient: of one, cut away
+            return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
         first = int(self.variant == "deit")
         q, k, v, coarse = self._project(x, size)  # B N C, twice B M C
         pooled = adaptive_average(_as_map(q[:, first:], size), self.side, self.side)

@@ -29,6 +29,7 @@ from attnzoo.registry import Inputs, find
 
 from contract import arranged, blocks, made, wanting_grad
 from ranks import WORLD, RankError, Ranks, ranks
+from test_dia import Hooked
 from tolerances import assert_close
 
 BATCH = attnzoo.Extent(batch=3 * WORLD, steps=13, height=9, width=11)
@@ -68,6 +69,15 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path
     for key, value in wanted.state_dict().items():
         assert torch.equal(fresh.state_dict()[key], value), key
     assert_close(call(fresh, inputs), call(wanted, inputs))
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_the_gradient_factors_of_dia_are_its_authors_hooks(sharded: bool, pair: Ranks) -> None:
+    pair.run(dia_equals_module_hooks, sharded)
+
+
+def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
+    pair.run(sync_batch_norm_is_refused)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +122,23 @@ def fsdp_equals_one_process(name: str, train: bool) -> None:
     fully_shard(block, mesh=init_device_mesh("cpu", (WORLD,)))
     assert_close(gradients(block, half(name, dist.get_rank())), wanted)
     assert all(isinstance(p, DTensor) for p in block.parameters())
+
+
+def dia_equals_module_hooks(sharded: bool) -> None:
+    block, inputs = same("dia")
+    hooked = gradients(Hooked(block), inputs)["parameters"]
+    wanted = {key.removeprefix("block."): grad / WORLD for key, grad in hooked.items()}
+    replica = None if sharded else DistributedDataParallel(block)
+    if sharded:
+        fully_shard(block, mesh=init_device_mesh("cpu", (WORLD,)))
+    assert_close(gradients(block, half("dia", dist.get_rank()), replica)["parameters"], wanted)
+
+
+def sync_batch_norm_is_refused() -> None:
+    block, inputs = same("cbam", True)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(block)
+    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+        call(synchronized, inputs)
 
 
 def save_sharded(name: str, folder: Path) -> None:

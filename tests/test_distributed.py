@@ -85,7 +85,7 @@ def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
     [
         ("fails", "rank 1: Traceback(.|\n)*KeyError: 'gone'"),
         ("dies", "rank 1: the process ended with exit code 7"),
-        ("hangs", "rank 1 gave no answer within 0.5 s"),
+        ("hangs", "rank 1 gave no answer within 5 s"),
     ],
 )
 def test_a_failing_rank_is_told_and_the_next_check_runs(
@@ -93,7 +93,7 @@ def test_a_failing_rank_is_told_and_the_next_check_runs(
 ) -> None:
     pair.run(misbehaves, "")
     with pytest.raises(RankError, match=words):
-        pair.run(misbehaves, check, patience=0.5)
+        pair.run(misbehaves, check, patience=5)
     pair.run(misbehaves, "")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from . import check, constructor
+from . import capabilities, check, constructor
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
@@ -163,16 +163,6 @@ class UnknownBlockError(ValueError, KeyError):
     __str__ = ValueError.__str__
 
 
-CAPABILITIES = (
-    "any batch size, 1 included",
-    "odd sizes",
-    "float16 and bfloat16",
-    "autocast",
-    "torch.compile(fullgraph=True)",
-    "torch.export with dynamic sizes",
-    "double backward",
-    "authors' weights",
-)
 _SECTIONS = ("Paper", "Code", "Math", "Shapes", "Differs", "Cost")
 _blocks: dict[str, Entry] = {}
 _lock = threading.Lock()
@@ -205,7 +195,8 @@ def register(
         cost: `cost(extent, **config)` gives the closed forms of parameters and MACs per sample.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
         copies: modules in wide use that compute something else, told by their keys.
-        limits: capabilities the block does not have, each with the reason (see `CAPABILITIES`).
+        limits: capabilities the block does not have, each with the reason (see
+            `attnzoo.capabilities.CAPABILITIES`); the suite holds each to be true.
 
     Raises:
         ValueError: the name is taken or malformed, or the example does not bind.
@@ -227,7 +218,7 @@ def register(
         if not (function is None or callable(function)):
             raise TypeError(f"{key}={check.shown(function)} must be a function")
     for capability in limits or {}:
-        check.choice("limits", capability, CAPABILITIES)
+        check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
         raise ValueError(f"layout={layouts} needs inputs=, a function that makes example inputs")
 
@@ -304,12 +295,6 @@ def describe(name: str) -> Description:
     entry = find(name)
     sections = _sections(_doc(entry.cls))
     cost = entry.closed_form(None, **entry.example)
-    supported = {
-        capability: f"no: {entry.limits[capability]}" if capability in entry.limits else "yes"
-        for capability in CAPABILITIES
-    }
-    if not entry.upstream:
-        supported["authors' weights"] = "no: the entry states no map of the authors' keys"
     return Description(
         name=name,
         title=_title(entry.cls),
@@ -326,7 +311,7 @@ def describe(name: str) -> Description:
         params=cost.params if cost else None,
         macs=cost.macs if cost else None,
         macs_executed=cost.executed if cost else None,
-        supported=supported,
+        supported=capabilities.of(name, entry.limits),
     )
 
 

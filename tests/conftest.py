@@ -1,4 +1,4 @@
-"""One seed for every test, two threads whatever the machine, and blocks of the user's own."""
+"""One seed for every test, two threads, the capability matrix, and blocks of the user's own."""
 
 import importlib
 import sys
@@ -7,8 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 
+import attnzoo
+
+from matrix import Cell, Matrix
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """What the test puts into its cell of the capability matrix, where passing is not all."""
+    return Cell(request.node)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-capabilities",
+        action="store_true",
+        help="write the cells of the capability matrix that this run finds, and their document",
+    )
     parser.addoption(
         "--blocks",
         action="append",
@@ -19,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_block: run once for each registered block, as `name`")
+    config.addinivalue_line("markers", "capability(name): the outcome is a cell of the matrix")
+    config.pluginmanager.register(Matrix(config.getoption("write_capabilities")), "matrix")
     for name in config.getoption("--blocks"):
         path = Path(name).resolve()
         if path.suffix == ".py":
@@ -26,7 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
         importlib.import_module(path.stem if path.suffix == ".py" else name)
 
 
-@pytest.fixture(autouse=True)
-def _same_start() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(2)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("every_block"):
+        metafunc.parametrize("name", attnzoo.names())

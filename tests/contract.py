@@ -1,6 +1,7 @@
 """What every suite over the registry needs: a block in some state, its inputs, one step."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import attnzoo
 from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.registry import Entry, Inputs, find
 
-blocks = pytest.mark.parametrize("name", attnzoo.names())
+blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
 
 SMALL = attnzoo.Extent(batch=2, steps=7, height=5, width=6)
 ODD = attnzoo.Extent(batch=3, steps=13, height=9, width=11)
@@ -49,10 +50,7 @@ def wanting_grad(inputs: Inputs) -> Inputs:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
-    return {
-        key: [leaf(t) for t in value] if isinstance(value, list) else leaf(value)
-        for key, value in inputs.items()
-    }
+    return each(inputs, leaf)
 
 
 def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
@@ -71,16 +69,27 @@ def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
     }
 
 
-def first(inputs: Inputs, count: int) -> Inputs:
-    """The first `count` samples of every input."""
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs of the same names with every tensor changed."""
     return {
-        key: [t[:count] for t in value] if isinstance(value, list) else value[:count]
+        key: [change(t) for t in value] if isinstance(value, list) else change(value)
         for key, value in inputs.items()
     }
 
 
-def limit(entry: Entry, capability: str) -> None:
-    """Skip, with the entry's own reason, what the entry says the block cannot do."""
-    limits: Mapping[str, str] = entry.limits
-    if capability in limits:
-        pytest.skip(f"{entry.name}: {limits[capability]}")
+def first(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of every input."""
+    return each(inputs, lambda t: t[:count])
+
+
+def call_like(block: nn.Module, stand_in: Callable[..., Any], inputs: Inputs) -> Any:
+    """Call `stand_in` with the arguments arranged as `block.forward` wants them."""
+    positional, keywords = arranged(block, inputs)
+    return stand_in(*positional, **keywords)
+
+
+def arranged(block: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the block's forward."""
+    kinds = inspect.signature(block.forward).parameters
+    keywords = {k: v for k, v in inputs.items() if kinds[k].kind is inspect.Parameter.KEYWORD_ONLY}
+    return tuple(v for k, v in inputs.items() if k not in keywords), keywords

@@ -6,6 +6,8 @@ import attnzoo
 from attnzoo import reference
 from attnzoo.ops.by_hand import plain_forms
 
+from matrix import Cell, ours
+
 FILES = {path.stem: path for name in attnzoo.names() for path in reference.cases(name)}
 
 
@@ -22,6 +24,14 @@ def test_reference_case_in_plain_form(stem: str) -> None:
     assert verdict.passed, f"{verdict.worst} is off by {verdict.error:.2e}"
 
 
-@pytest.mark.parametrize("name", attnzoo.names())
-def test_every_block_has_reference_vectors(name: str) -> None:
-    assert reference.cases(name), f"{name!r} ships no reference vectors"
+@pytest.mark.every_block
+@pytest.mark.capability("weights")
+def test_the_authors_weights_give_their_numbers(name: str, cell: Cell) -> None:
+    verdicts = attnzoo.verify(name)
+    if not verdicts:
+        cell.not_applicable("it ships no reference vectors")
+    assert all(verdict.passed for verdict in verdicts), verdicts
+
+
+def test_every_block_of_the_package_has_reference_vectors() -> None:
+    assert [name for name in attnzoo.names() if ours(name) and not reference.cases(name)] == []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
-from attnzoo import registry
+from attnzoo import capabilities, registry
 
 
 @pytest.fixture
@@ -115,16 +115,17 @@ def test_describe_is_a_typed_record() -> None:
     assert record.defaults == {"reduction": 16, "bias": False}
     assert record.params == record.macs == 2 * 64 * 4
     assert "1709.01507" in record.paper
-    assert set(record.supported) == set(registry.CAPABILITIES)
+    assert list(record.supported) == list(capabilities.CAPABILITIES)
     json.dumps(record.defaults | record.example)
 
 
 def test_registering_a_block_of_ones_own(scratch: None) -> None:
-    cls = enter(limits={"autocast": "it was never tried"})
+    cls = enter(limits={"compile": "it was never tried"})
     assert cls is Twice
     assert "twice" in attnzoo.names()
     assert attnzoo.describe("twice").title == "Doubles its input"
-    assert attnzoo.describe("twice").supported["autocast"] == "no: it was never tried"
+    assert attnzoo.describe("twice").supported["compile"] == "no: it was never tried"
+    assert attnzoo.describe("twice").supported["export"] == capabilities.NOT_TESTED
     assert attnzoo.build("twice", 4)(torch.ones(1, 4, 2, 2)).sum() == 32
     with pytest.raises(ValueError, match="a block named 'twice' is registered already"):
         enter()

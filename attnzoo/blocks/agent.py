@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from .. import check
 from ..ops import leading
+from ..ops.pooling import adaptive_average
 from ..registry import Cost, Extent, Inputs, Random, register
 
 _GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, whatever the window
@@ -149,9 +150,11 @@ class AgentAttention(nn.Module):
         return leading.unfold(self._attend(leading.fold(x), size), x)
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.shape[0] == 0:  # attention of no sample gives its bias no gradient: of one, cut away
+            return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
         first = int(self.variant == "deit")
         q, k, v, coarse = self._project(x, size)  # B N C, twice B M C
-        pooled = F.adaptive_avg_pool2d(_as_map(q[:, first:], size), self.side)
+        pooled = adaptive_average(_as_map(q[:, first:], size), self.side, self.side)
         a = self._split(pooled.flatten(2).mT)  # B heads agents d
         to_keys, to_queries = self._key_bias(coarse), self._query_bias(size)
         gathered = F.scaled_dot_product_attention(

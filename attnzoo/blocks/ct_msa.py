@@ -197,7 +197,7 @@ class _Layer(nn.Module):
 def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
     """Attention within windows: (N, T, 3C) to (N, T, C); the last window may be shorter."""
     n, steps, width = qkv.shape
-    count = -(-steps // window)
+    count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
     step = torch.arange(count * window, device=qkv.device)
     ragged = torch.compiler.is_exporting() or steps % window  # an exported graph serves any T
     if ragged:  # the last step, repeated, fills the last window

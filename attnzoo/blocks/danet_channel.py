@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import check
+from ..ops import memory_format
 from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide_dtype
 from ..registry import Copy, Cost, Extent, register
@@ -63,7 +64,7 @@ class CAM(nn.Module):
         else:  # off: its dtype would round the energies, and float16 overflow
             with torch.autocast(x.device.type, enabled=False):
                 y = _attend(pixels, self.gamma.to(x.dtype))
-        return y.reshape(x.shape)
+        return memory_format.kept(y.reshape(x.shape), x)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"

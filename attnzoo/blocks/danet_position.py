@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import check
+from ..ops import memory_format
 from ..ops.by_hand import ByHand
 from ..ops.precision import autocast_dtype, wide
 from ..registry import Copy, Cost, Extent, register
@@ -82,7 +83,7 @@ class PAM(nn.Module):
         else:  # autocast's dtype by hand: no N x N map is kept, and the residual is exact
             with torch.autocast(x.device.type, enabled=False):
                 y = _by_hand(x, low, *(w.to(x.dtype) for w in weights))
-        return y
+        return memory_format.kept(y, x)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"

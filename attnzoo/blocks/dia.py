@@ -11,11 +11,10 @@ Math: a = downavg(mean_C x), b = downmax(max_C x), 3x3 convolutions of stride 2;
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the factors are the authors' full backward hooks, as a function in front of the two
     convolutions: torch.export drops module hooks without a word, torch.compile(fullgraph=True) and
-    torch.func refuse them. There the factors hold exactly; an export takes those of its time, and
-    keeps them until `run_decompositions()` makes it a program for inference. An infinite a or b
-    becomes nan. The mask of an odd image is cropped to it; the authors' code fails there, and
-    makes four pixels of one. Their constructor's default is modulated=False. Their "deformable"
-    is figurative: nothing is sampled at an offset.
+    torch.func refuse them. There the factors hold exactly; an export takes those of its time and
+    keeps them, decomposed too. An infinite a or b becomes nan. The mask of an odd image is cropped
+    to it; the authors' code fails there, and makes four pixels of one. Their constructor's default
+    is modulated=False. Their "deformable" is figurative: nothing is sampled at an offset.
 Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 39 and 36 n.
 """
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import annotation, check
-from ..ops.by_hand import ByHand
+from ..ops.by_hand import ByHand, recording
 from ..registry import Cost, Extent, register
 
 
@@ -41,7 +40,7 @@ def cost(at: Extent, c: int, modulated: bool, scales: tuple[float, float]) -> Co
     upstream={"conv": "conv"},  # the authors' names are ours
     cost=cost,
     limits={
-        "double backward": "it runs, but scales other than 1 make the gradient no derivative, by "
+        "gradcheck": "it runs, but scales other than 1 make the gradient no derivative, by "
         "the authors' design; with scales=(1, 1) both derivatives are checked"
     },
 )
@@ -129,7 +128,17 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     Ordinary operations, and exact: the difference is zero. A custom autograd Function would lose
     the factor in torch.export as module hooks do.
     """
-    return torch.lerp(x.detach(), x, factor)
+    still = _row_without_gradient(x) if torch.compiler.is_exporting() or recording() else x.detach()
+    return torch.lerp(still, x, factor)
+
+
+def _row_without_gradient(x: Tensor) -> Tensor:
+    """x.detach() as the padding row of an embedding, which gets no gradient.
+
+    Recorded graphs lose detach(): `run_decompositions()` and `make_fx` write an alias in its place.
+    """
+    row = torch.zeros(1, dtype=torch.long, device=x.device)
+    return F.embedding(row, x.reshape(1, -1), padding_idx=0).reshape(x.shape)
 
 
 def _plain_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

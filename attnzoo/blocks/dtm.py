@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import check
+from ..ops.pooling import adaptive_average
 from ..registry import Cost, Extent, Inputs, Random, register
 from .mamba import Mamba
 from .mamba import cost as mixer_cost
@@ -63,7 +63,7 @@ class Tokenizer(nn.Sequential):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(x, self.grid) if self.grid else x
+        pooled = adaptive_average(x, self.grid, self.grid) if self.grid else x
         token: Tensor = self[1](self[0](pooled.flatten(1))).relu()  # B dim
         return token
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import check
+from ..ops import memory_format
 from ..ops.by_hand import ByHand
 from ..ops.depthwise import depthwise
 from ..ops.precision import as_given, wide
@@ -123,7 +124,7 @@ class LiteMLA(nn.Module):
             near = depthwise(z, cast(Tensor, deep.weight))
             fields.append(_grouped(near, cast(Tensor, point.weight)))
         y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
-        return y
+        return memory_format.kept(y, x)
 
     def _attend(self, z: Tensor) -> Tensor:
         b, _, h, w = z.shape

@@ -62,10 +62,16 @@ class ByHand:
         return self.forward(*args)[0]
 
 
+def recording() -> bool:
+    """Whether `make_fx` is writing down the operations of this call."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def looked_into(*args: Any) -> bool:
     """Whether a call with these arguments must be ordinary torch operations, seen one by one."""
     if (
         torch.compiler.is_compiling()
+        or recording()
         or getattr(_local, "plain", False)
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()

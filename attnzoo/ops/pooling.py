@@ -1,0 +1,25 @@
+"""Average pooling to a fixed grid, in a form that an exported graph can carry to any size."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, C, H, W) to (B, C, rows, columns), as `adaptive_avg_pool2d`.
+
+    Exported, it is two matrix products: what the operator decomposes into for ONNX and other
+    runtimes reads as many pixels a cell as the traced size had, and errs at larger ones unsaid.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, (rows, columns))
+    return _averages(x, rows, x.shape[2]) @ x @ _averages(x, columns, x.shape[3]).mT
+
+
+def _averages(x: Tensor, cells: int, size: int) -> Tensor:
+    """(cells, size): the weights with which each cell averages its share of the axis."""
+    cell = torch.arange(cells, device=x.device)[:, None]
+    start, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+    place = torch.arange(size, device=x.device)
+    inside = ((place >= start) & (place < end)).to(x.dtype)
+    return inside / (end - start).to(x.dtype)

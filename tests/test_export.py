@@ -1,0 +1,158 @@
+"""Blocks that leave Python: exported, decomposed, saved, recorded by make_fx, and as ONNX."""
+
+import copy
+import functools
+import inspect
+import io
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import attnzoo
+from attnzoo.bench.workload import call, make_inputs, tensors
+from attnzoo.registry import Inputs, find
+
+from contract import ODD, arranged, blocks, call_like, made, step
+from tolerances import assert_close
+
+pytestmark = blocks
+
+modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+OPSET = 20
+# smaller and larger than traced, odd and even, batch 1, and as far as a map of 7 x 7 divides
+SIZES = (
+    ODD,
+    attnzoo.Extent(2, 24, 14, 14),
+    attnzoo.Extent(4, 12, 10, 8),
+    attnzoo.Extent(1, 7, 7, 5),
+    attnzoo.Extent(1, 23, 33, 40),
+)
+
+
+@pytest.mark.slow
+@modes
+@pytest.mark.capability("export")
+def test_a_program_trains_as_eager_at_any_size(name: str, train: bool) -> None:
+    block, program = exported(name, train)
+    for extent in SIZES:
+        dtype = torch.float64 if train else torch.float32
+        assert_trains_alike(block, program, inputs_of(name, extent, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.capability("export")
+def test_a_saved_program_is_the_program(name: str) -> None:
+    block, program = exported(name, False)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    assert_trains_alike(block, torch.export.load(file), inputs_of(name, SIZES[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.capability("export")
+def test_a_decomposed_program_has_the_gradients(name: str) -> None:
+    block, program = exported(name, False)
+    core = program.run_decompositions()
+    for extent in SIZES[1:4]:
+        assert_trains_alike(block, core, inputs_of(name, extent))
+
+
+@modes
+@pytest.mark.capability("make_fx")
+def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
+    _, block, inputs = made(name, ODD, torch.float64, train)
+    state = copy.deepcopy(block.state_dict())
+    parameters = dict(block.named_parameters())
+
+    def run(parameters: dict[str, Tensor], *args: Any) -> Any:
+        return torch.func.functional_call(block, parameters, args[0], args[1])
+
+    graph = make_fx(run)(parameters, *arranged(block, inputs))
+    block.load_state_dict(state)
+    wanted = step(block, inputs)
+    block.load_state_dict(state)
+    found = step(block, inputs, lambda leaves: graph(parameters, *arranged(block, leaves)))
+    assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.capability("onnx")
+def test_onnx_of_one_size_gives_eager_outputs(name: str) -> None:
+    _, block, inputs = made(name, ODD)
+    positional, keywords = arranged(block, inputs)
+    program = torch.export.export(block, positional, keywords)
+    assert_close(
+        in_onnxruntime(block, onnx_of(program), inputs), list(tensors(call(block, inputs)))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.capability("onnx_dynamic")
+def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
+    block, program = exported(name, False)
+    session = onnx_of(program)
+    for extent in SIZES:
+        inputs = inputs_of(name, extent)
+        wanted = list(tensors(call(block, inputs)))
+        assert_close(in_onnxruntime(block, session, inputs), wanted)
+
+
+@functools.cache
+def exported(name: str, train: bool) -> tuple[nn.Module, ExportedProgram]:
+    """The block and its export with every size dynamic that can be; in float64 where it trains."""
+    _, block, inputs = made(name, ODD, torch.float64 if train else torch.float32, train)
+    positional, keywords = arranged(block, inputs)
+    shapes = {
+        key: _dynamic(inputs[key])
+        for key in inspect.signature(block.forward).parameters
+        if key in inputs
+    }
+    return block, torch.export.export(block, positional, keywords, dynamic_shapes=shapes)
+
+
+def _dynamic(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_dynamic(item) for item in value]
+    # an axis of one size is a step that stands alone, and stays so
+    return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1}
+
+
+def inputs_of(name: str, extent: attnzoo.Extent, dtype: torch.dtype = torch.float32) -> Inputs:
+    entry = find(name)
+    return make_inputs(entry, dict(entry.example), extent, seed=3, dtype=dtype)
+
+
+def assert_trains_alike(block: nn.Module, program: ExportedProgram, inputs: Inputs) -> None:
+    """Outputs, and the gradients of inputs and parameters, of one step from the same state."""
+    module = program.module()
+    before = copy.deepcopy(block.state_dict())
+    torch.manual_seed(3)  # dropout
+    wanted = step(block, inputs)
+    block.load_state_dict(before)
+    torch.manual_seed(3)
+    found = step(module, inputs, lambda leaves: call_like(block, module, leaves))
+    assert found["parameters"].keys() == wanted["parameters"].keys()
+    found["parameters"] = {key: found["parameters"][key] for key in wanted["parameters"]}
+    assert_close(found, wanted)
+
+
+def onnx_of(program: ExportedProgram) -> onnxruntime.InferenceSession:
+    model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False).model_proto
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def in_onnxruntime(
+    block: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs
+) -> list[Tensor]:
+    feeds = [tensor.numpy() for tensor in tensors(*arranged(block, inputs))]
+    names = [each.name for each in session.get_inputs()]
+    found = session.run(None, dict(zip(names, feeds, strict=True)))
+    return [torch.from_numpy(array) for array in found]

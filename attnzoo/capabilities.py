@@ -24,7 +24,6 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Compilers": {
         "compile": "torch.compile(fullgraph=True) trains as eager does, in both modes (aot_eager)",
-        "dynamic": "one compilation serves every batch and size",
         "inductor": "torch.compile(fullgraph=True) with the default compiler trains as eager does",
         "export": "torch.export with every size dynamic: outputs and gradients at other sizes, "
         "saved, loaded and decomposed too",

@@ -5,7 +5,7 @@ import pytest
 import attnzoo
 from attnzoo import capabilities
 
-from matrix import DOCUMENT, document, ours
+from matrix import DOCUMENT, Matrix, document, ours
 
 
 def test_every_cell_is_recorded() -> None:
@@ -29,3 +29,44 @@ def test_a_stated_limit_is_the_recorded_one(name: str) -> None:
     row = capabilities.recorded()[name]
     for capability, reason in attnzoo.registry.find(name).limits.items():
         assert row[capability] == f"no: {reason}"
+
+
+def ran(matrix: Matrix, test: str, outcome: str = "passed", said: str | None = None) -> None:
+    said_so = [("cell", said)] if said else []
+    matrix.pytest_runtest_logreport(
+        pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", said_so)  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def matrix() -> Matrix:
+    """A session that collected two tests of one cell."""
+    session = Matrix(write=False)
+    for test in ("a", "b"):
+        session.keys[test] = ("se", "compile")
+        session.tests["se", "compile"].add(test)
+    return session
+
+
+def test_a_cell_is_yes_when_all_its_tests_passed(matrix: Matrix) -> None:
+    ran(matrix, "a")
+    assert matrix.cells() == {}
+    ran(matrix, "b")
+    assert matrix.cells() == {("se", "compile"): "yes"}
+    assert matrix.differences() == []
+
+
+def test_a_cell_that_differs_is_told(matrix: Matrix) -> None:
+    ran(matrix, "a", said="no: it was asked not to")
+    ran(matrix, "b")
+    (line,) = matrix.differences()
+    assert line == ("se, compile: the run says 'no: it was asked not to', capabilities.json 'yes'")
+
+
+def test_neither_a_failure_nor_a_skip_makes_a_cell(matrix: Matrix) -> None:
+    ran(matrix, "a")
+    ran(matrix, "b", "failed")
+    assert matrix.cells() == {}
+    assert matrix.problems == []
+    ran(matrix, "a", "skipped")
+    assert matrix.problems == ["a was skipped; only a limit of the entry excuses"]

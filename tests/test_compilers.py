@@ -36,7 +36,6 @@ SHAPES = (ODD, attnzoo.Extent(2, 24, 14, 16), attnzoo.Extent(5, 8, 7, 6))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
-@pytest.mark.capability("dynamic")
 def test_no_size_is_compiled_twice(name: str, dynamic: bool | None) -> None:
     """Told that sizes vary: one compilation; left to find out: one more, for the second size."""
     entry, block, _ = made(name)

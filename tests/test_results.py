@@ -96,15 +96,15 @@ def test_resuming_elsewhere_is_refused(changed: dict[str, str], tmp_path: Path) 
     results.save(tmp_path / "bench.json", [row(**changed)])
     (name,) = changed
     with pytest.raises(ValueError, match=f"--resume: .*{name}="):
-        results.resumed(tmp_path, row())
+        results.resumed(tmp_path, vars(row()))
 
 
 def test_resuming_finds_the_rows_of_ranks_that_died(tmp_path: Path) -> None:
     results.save(tmp_path / "bench.json", [row("a")])
     results.save(results.of_rank(tmp_path, 1), [row("b")])
-    assert results.resumed(tmp_path, row()) == [row("a"), row("b")]
+    assert results.resumed(tmp_path, vars(row())) == [row("a"), row("b")]
     other = row("c", device="cuda:0", device_name="a GPU")
-    assert results.resumed(tmp_path, other) == [row("a"), row("b")]  # two devices in one file
+    assert results.resumed(tmp_path, vars(other)) == [row("a"), row("b")]  # two devices in one file
 
 
 def test_a_fresh_run_sets_an_earlier_one_aside(tmp_path: Path) -> None:
@@ -138,6 +138,8 @@ for _ in range(8):
         with results.locked(folder):
             for first in range(10**6):
                 results.save(folder / "bench.json", [row(c=first + i) for i in range(1, 40)])
+    while not (folder / "bench.json").exists():
+        time.sleep(0.01)
     time.sleep(moments.uniform(0.05, 0.2))
     os.kill(writer, signal.SIGKILL)
     assert os.waitpid(writer, 0)[1] == signal.SIGKILL

@@ -214,3 +214,42 @@ def _values(rows: Sequence[Result], name: str) -> list[Any]:
 
 def _join(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
+
+
+def told(changes: Sequence[Change], tolerance: float) -> list[str]:
+    """What moved as lines of text, regressions last, with a summary."""
+    cells = [
+        (
+            "REGRESSION" if change.regression else "",
+            change.row,
+            change.quantity,
+            f"{_number(change.old)} -> {_number(change.new)}",
+            change.verdict,
+            _ratio(change),
+        )
+        for change in changes
+        if change.verdict != "same"
+    ]
+    widths = [max(map(len, column), default=0) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    worse = sum(change.regression for change in changes)
+    rows = len({change.row for change in changes})
+    summary = f"{worse} regression{'s' * (worse != 1)} past {tolerance:.0%}"
+    return [*lines, f"{rows} rows compared: {summary if lines else 'nothing moved'}"]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _ratio(change: Change) -> str:
+    if change.ratio is None:
+        return ""
+    if change.low is None:
+        return f"{change.ratio:.2f}"
+    return f"{change.ratio:.2f} ({change.low:.2f} to {change.high:.2f})"

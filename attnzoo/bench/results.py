@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .row import SCHEMA, Failure, Identity, Row, from_json
+from .row import SCHEMA, Failure, Row, from_json
 
 Result = Row | Failure
 NAME = "bench.json"
@@ -22,7 +22,13 @@ def schema() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def key(item: Identity | Failure) -> str:
+class Named(Protocol):
+    """A task, a row or a failure."""
+
+    def identity(self) -> str: ...
+
+
+def key(item: Named) -> str:
     """Identity without the device's index: ranks share the rows over devices of one kind."""
     known = json.loads(item.identity())
     return json.dumps(known | {"device": known.get("device", "").split(":")[0]}, sort_keys=True)
@@ -83,30 +89,29 @@ def locked(folder: Path) -> Iterator[None]:
 
 def set_aside(folder: Path) -> list[Path]:
     """Copy what an earlier run measured into `previous`; returns the copied files' paths."""
-    found = written(folder)
+    found = _files(folder)
     for file in found:
         (folder / PREVIOUS).mkdir(exist_ok=True)
         replace(folder / PREVIOUS / file.name, file.read_bytes())
     return found
 
 
-def resumed(folder: Path, wanted: Identity) -> list[Result]:
+def resumed(folder: Path, wanted: Mapping[str, Any]) -> list[Result]:
     """All rows of an interrupted run, its ranks' included, for a run of rows like `wanted`.
 
     Raises ValueError where they were taken on another machine or with other versions.
     """
-    rows = [row for file in written(folder) for row in load(file)]
+    rows = [row for file in _files(folder) for row in load(file)]
     for row in rows:
         known = json.loads(row.identity())
         names = MACHINE
-        if known.get("device", "").split(":")[0] == wanted.device.split(":")[0]:
+        if known.get("device", "").split(":")[0] == wanted["device"].split(":")[0]:
             names = ("device_name", *MACHINE)
         for name in names:
-            here = getattr(wanted, name)
-            if known.get(name, here) != here:
+            if known.get(name, wanted[name]) != wanted[name]:
                 raise ValueError(
-                    f"--resume: {folder / NAME} has rows with {name}={known[name]!r}, this run has "
-                    f"{here!r}; name another folder, or leave --resume out to start anew"
+                    f"--resume: {folder / NAME} has rows with {name}={known[name]!r}, here it is "
+                    f"{wanted[name]!r}; name another folder, or leave --resume out to start anew"
                 )
     return rows
 
@@ -130,9 +135,13 @@ def of_rank(folder: Path, rank: int) -> Path:
     return folder / (f"bench.rank{rank}.json" if rank else NAME)
 
 
-def written(folder: Path) -> list[Path]:
-    """The result files of a run and its ranks, as far as there are any."""
-    return [*folder.glob(NAME), *sorted(folder.glob("bench.rank*.json"))]
+def of_ranks(folder: Path) -> list[Path]:
+    """The files of the ranks after the first, as far as there are any."""
+    return sorted(folder.glob("bench.rank*.json"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [*folder.glob(NAME), *of_ranks(folder)]
 
 
 def _read(data: dict[str, Any]) -> Result:

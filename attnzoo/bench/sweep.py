@@ -4,12 +4,15 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import check
 from ..registry import Entry
 from .results import Result
 from .row import Row
+from .run import Task
+from .settings import Settings
 
 Point = Mapping[str, Any]  # one value for each swept key
 EXTENTS = ("size", "T", "batch")  # keys of the input; every other is a keyword of the block
@@ -32,10 +35,10 @@ class Growth(NamedTuple):
     """How one block's costs grow with one key: cost ~ value ** exponent."""
 
     block: str
-    unit: str  # what the exponent is per
+    unit: str  # the key; of an image's size its side
     where: str  # the other swept keys' values, settings included
     points: int
-    exponents: dict[str, float | None]  # by cost; None where a cost is zero or does not depend
+    exponents: dict[str, float | None]  # by cost; None where a cost is zero
 
 
 def parse(text: str) -> Sweep:
@@ -76,6 +79,17 @@ def known(sweeps: Iterable[Sweep], entries: Sequence[Entry]) -> None:
     keywords = {key for entry in entries for key in entry.signature.parameters}
     for sweep in sweeps:
         check.choice("--sweep", sweep.key, [*EXTENTS, *sorted(keywords)])
+
+
+def applied(entry: Entry, settings: Settings, point: Point) -> Task:
+    """A block at one point of the sweeps; keywords that it does not take pass it by."""
+    config = {k: v for k, v in point.items() if k in entry.signature.parameters}
+    extents = {"steps" if k == "T" else k: v for k, v in point.items() if k in EXTENTS}
+    return Task(
+        block=entry.name,
+        config={**entry.example, **config},
+        settings=replace(settings, **extents),
+    )
 
 
 def growth(rows: Iterable[tuple[Result, Point]]) -> list[Growth]:
@@ -138,3 +152,19 @@ def _extent(key: str, value: Any) -> Any:
         return value
     legal = "whole numbers of at least 1" + " or HxW" * (key == "size")
     raise ValueError(f"--sweep {key}: {value!r} is not one of the {legal}")
+
+
+def told(found: Sequence[Growth]) -> list[str]:
+    """The exponents as lines of text."""
+    if not found:
+        return []
+    lines = ["cost ~ value ** exponent, by least squares of the logarithms:"]
+    for each in found:
+        costs = ", ".join(
+            f"{name} {'none' if value is None else format(value, '.2f')}"
+            for name, value in each.exponents.items()
+        )
+        lines.append(
+            f"  {each.block} per {each.unit} ({each.points} points, {each.where}): {costs}"
+        )
+    return lines

@@ -1,81 +1,107 @@
-"""How long: median and spread of a block's forward pass and of its training step."""
+"""How long: median and spread of a row's passes, and of a pulse in between them."""
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch.utils.benchmark import Timer
 
-from ..registry import Inputs
-from .workload import call, tensors
+from . import cuda
+from .passes import Pass, Passes
+from .row import Latency as Latency
+from .settings import Settings
+
+ROUNDS = 5  # spread over a row's whole time, so that the interval has seen a neighbor come and go
+PULSE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one call on the whole batch."""
+class Times:
+    """All that the clock says of a row."""
 
-    median: float
-    p20: float
-    p80: float
-    samples: int
+    forward: Latency
+    train_forward: Latency
+    training: Latency
+    forward_cold: Latency | None
+    training_cold: Latency | None
+    pulse_ms: float
+    sm_clock_mhz: float | None
+    throttle: str | None
 
 
-def forward(block: nn.Module, inputs: Inputs, device: str, min_time: float) -> Latency:
-    """The forward pass in eval mode under `torch.inference_mode`."""
-    block.eval()
+def times(passes: Passes, settings: Settings) -> Times:
+    """Sample every pass in turn, round after round, `min_time` seconds each in all."""
+    clocks = cuda.Clocks(settings.device) if settings.kind == "cuda" else None
+    found: dict[str, list[float]] = defaultdict(list)
+    beat = pulse(settings.device)
+    share = settings.min_time / ROUNDS
+    for _ in range(ROUNDS):
+        for name, one in passes._asdict().items():
+            found[name] += _ready(one, settings, share, clocks)
+            if settings.cold and name != "train_forward":
+                found[f"{name}_cold"] += _ready(one, settings, share, clocks, cold=True)
+        found["pulse"] += samples(beat, settings, PULSE_SHARE * share)
+    return Times(
+        forward=_latency(found["forward"]),
+        train_forward=_latency(found["train_forward"]),
+        training=_latency(found["training"]),
+        forward_cold=_latency(found["forward_cold"]) if settings.cold else None,
+        training_cold=_latency(found["training_cold"]) if settings.cold else None,
+        pulse_ms=statistics.median(found["pulse"]),
+        sm_clock_mhz=clocks.mhz if clocks else None,
+        throttle=clocks.throttle if clocks else None,
+    )
 
-    def step() -> None:
+
+def samples(
+    step: Callable[[], Any],
+    settings: Settings,
+    seconds: float,
+    clocks: cuda.Clocks | None = None,
+    cold: bool = False,
+) -> list[float]:
+    """Milliseconds of one call, sample by sample, for about as long as asked for."""
+    if settings.kind == "cuda":
+        return cuda.samples(step, settings.device, seconds, clocks, cold)
+    return [1e3 * t for t in cpu_timer(step).blocked_autorange(min_run_time=seconds).times]
+
+
+def cpu_timer(step: Callable[[], Any]) -> Timer:
+    """torch's own timer, with as many threads as torch has now."""
+    threads = torch.get_num_threads()
+    return Timer("step()", globals={"step": step}, timer=time.perf_counter, num_threads=threads)
+
+
+def pulse(device: str) -> Callable[[], Any]:
+    """A fixed piece of work, about a millisecond of one core: products, elementwise, reductions."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    a = torch.randn(128, 128, generator=generator).to(device)
+    x = torch.randn(64, 1024, generator=generator).to(device)
+
+    def work() -> Any:
         with torch.inference_mode():
-            call(block, inputs)
+            for _ in range(4):
+                (a @ a).relu().softmax(1)
+                (x.sigmoid() * x + x.mean(1, keepdim=True)).amax(0)
 
-    return _time(step, device, min_time)
-
-
-def training(block: nn.Module, inputs: Inputs, device: str, min_time: float) -> Latency:
-    """Forward and backward in train mode, gradients of inputs and parameters included."""
-    block.train()
-    outputs = [t for t in tensors(call(block, inputs)) if t.requires_grad]
-    grads = [torch.randn_like(t) for t in outputs]
-    leaves = [t for t in (*tensors(inputs), *block.parameters()) if t.requires_grad]
-    del outputs
-
-    def step() -> None:
-        results = [t for t in tensors(call(block, inputs)) if t.requires_grad]
-        torch.autograd.grad(results, leaves, grads, allow_unused=True)
-
-    return _time(step, device, min_time)
+    return work
 
 
-def _time(step: Callable[[], None], device: str, min_time: float) -> Latency:
-    """Repeat `step` for `min_time` seconds and at least five times, after as long a warm-up."""
-    once = _cuda_once if torch.device(device).type == "cuda" else _cpu_once
-    _repeat(lambda: once(step), min_time / 4, 2)
-    samples = _repeat(lambda: once(step), min_time, 5)
-    p20, p80 = statistics.quantiles(samples, n=5)[0], statistics.quantiles(samples, n=5)[3]
-    return Latency(statistics.median(samples), p20, p80, len(samples))
+def _ready(
+    one: Pass,
+    settings: Settings,
+    seconds: float,
+    clocks: cuda.Clocks | None,
+    cold: bool = False,
+) -> list[float]:
+    with one.ready() as step:
+        return samples(step, settings, seconds, clocks, cold)
 
 
-def _repeat(sample: Callable[[], float], seconds: float, least: int) -> list[float]:
-    end = time.perf_counter() + seconds
-    samples: list[float] = []
-    while len(samples) < least or time.perf_counter() < end:
-        samples.append(sample())
-    return samples
-
-
-def _cpu_once(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _cuda_once(step: Callable[[], None]) -> float:
-    start: torch.Event = torch.Event("cuda", enable_timing=True)
-    end: torch.Event = torch.Event("cuda", enable_timing=True)
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+def _latency(found: list[float]) -> Latency:
+    fifths = statistics.quantiles(found, n=5)
+    return Latency(statistics.median(found), fifths[0], fifths[3], len(found))

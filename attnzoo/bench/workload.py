@@ -1,7 +1,7 @@
 """What is run: a block, its example inputs and the call that joins them."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,15 +31,45 @@ def make_inputs(
         return entry.inputs(random, extent, entry.bind(**config))
 
 
-def call(block: nn.Module, inputs: Inputs) -> Any:
-    """Run the block; keyword-only arguments of its forward go by keyword."""
-    parameters = inspect.signature(block.forward).parameters
+def arguments(block: nn.Module, inputs: Inputs) -> tuple[list[Any], dict[str, Any]]:
+    """The inputs as arguments of the block's forward; its keyword-only ones go by keyword."""
+    forward = getattr(block, "_orig_mod", block).forward  # a compiled module hides its signature
+    parameters = inspect.signature(forward).parameters
     keywords = {
         name: value
         for name, value in inputs.items()
         if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return block(*(value for name, value in inputs.items() if name not in keywords), **keywords)
+    return [value for name, value in inputs.items() if name not in keywords], keywords
+
+
+def call(block: nn.Module, inputs: Inputs) -> Any:
+    """Run the block on its inputs."""
+    positional, keywords = arguments(block, inputs)
+    return block(*positional, **keywords)
+
+
+def stir(block: nn.Module) -> None:
+    """Move every parameter off its initial value: nothing shows behind a gate of zero."""
+    generator = torch.Generator("cpu").manual_seed(1)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise.to(parameter))
+
+
+def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
+    """The block's weights and its image inputs in channels_last.
+
+    Raises ValueError where an input is no image or list of images.
+    """
+    if any(t.ndim != 4 for t in tensors(inputs)):
+        raise ValueError(
+            f"channels_last=True needs images (B, C, H, W) alone; {entry.name} takes "
+            f"{' + '.join(str(tuple(t.shape)) for t in tensors(inputs))}: leave it out"
+        )
+    block.to(memory_format=torch.channels_last)
+    return _each(inputs, lambda t: t.contiguous(memory_format=torch.channels_last))
 
 
 def tensors(*values: Any) -> Iterator[Tensor]:
@@ -61,7 +91,11 @@ def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None 
         copy = tensor.detach().clone().to(device=device, dtype=kind)
         return copy.requires_grad_(copy.is_floating_point())
 
+    return _each(inputs, leaf)
+
+
+def _each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return {
-        key: [leaf(t) for t in value] if isinstance(value, list) else leaf(value)
+        key: [change(t) for t in value] if isinstance(value, list) else change(value)
         for key, value in inputs.items()
     }

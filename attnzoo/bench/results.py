@@ -104,7 +104,7 @@ def resumed(folder: Path, wanted: Mapping[str, Any]) -> list[Result]:
     rows = [row for file in _files(folder) for row in load(file)]
     for row in rows:
         known = json.loads(row.identity())
-        names = MACHINE
+        names: tuple[str, ...] = MACHINE
         if known.get("device", "").split(":")[0] == wanted["device"].split(":")[0]:
             names = ("device_name", *MACHINE)
         for name in names:
@@ -171,7 +171,7 @@ def _fits(value: Any, rule: dict[str, Any]) -> bool:
     return not kinds or isinstance(value, tuple(kinds))
 
 
-_TYPES = {
+_TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
     "string": str,

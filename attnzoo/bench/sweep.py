@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from .settings import Settings
 
 Point = Mapping[str, Any]  # one value for each swept key
 EXTENTS = ("size", "T", "batch")  # keys of the input; every other is a keyword of the block
-COSTS = {
+COSTS: dict[str, Callable[[Row], float]] = {
     "forward": lambda row: row.latency_forward.median,
     "fwd+bwd": lambda row: row.latency_training.median,
     "MACs": lambda row: row.macs,

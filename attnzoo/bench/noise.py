@@ -10,7 +10,7 @@ from .row import Latency, Row
 
 TIMES = ("latency_forward", "latency_training")
 OUTLYING = 4  # spreads of the other rows; by chance some of hundreds of rows pass 3
-ENOUGH = 8  # times, of four rows, for a spread to be told from
+ENOUGH = 12  # times, of six rows, for a spread to be told from
 
 
 class Noise(NamedTuple):
@@ -48,25 +48,28 @@ def noise(found: Sequence[Pair]) -> Noise:
     if len(moves) < ENOUGH:
         return Noise(pulse, pulse, None)
     common = statistics.median(moves)
-    spread = 1.4826 * statistics.median(abs(move - common) for move in moves)
+    apart = sorted(abs(move - common) for move in moves)
+    spread = max(1.48 * statistics.median(apart), apart[4 * len(apart) // 5] / 1.28)
     return Noise(pulse, math.exp(common), spread)
 
 
-def moved(old: Latency, new: Latency, tolerance: float, among: Noise) -> Move:
+def moved(old: Latency, new: Latency, tolerance: float, among: Noise, beat: float = 1.0) -> Move:
     """Whether one time moved.
 
     It did where its 20th percentile is past the tolerance and stands out of what the other rows
     did by `OUTLYING` spreads, and where the fast end of the slower run is above the middle of the
-    faster one; with too few rows for a spread, above its slow end, the 80th percentile.
+    faster one; with too few rows for a spread, above its slow end, the 80th percentile. `beat`,
+    the move of the row's own pulse, excuses as much: a burst that hit the row hit its pulse too.
     """
     end = "p80" if among.spread is None else "median"
     ratio = new.p20 / old.p20 / among.drift
     low = new.p20 / getattr(old, end) / among.drift
     high = getattr(new, end) / old.p20 / among.drift
     least = max(math.log1p(tolerance), OUTLYING * (among.spread or 0.0))
-    if low > 1 and math.log(ratio) > least:
+    excuse = math.log(beat / among.drift)
+    if low > 1 and math.log(ratio) > least + max(0.0, excuse):
         return Move(ratio, low, high, "slower")
-    if high < 1 and math.log(ratio) < -least:
+    if high < 1 and math.log(ratio) < -least + min(0.0, excuse):
         return Move(ratio, low, high, "faster")
     return Move(ratio, low, high, "same")
 

@@ -1,15 +1,13 @@
-"""The command line: `attnzoo list | show NAME | bench [NAME ...] | verify [NAME ...]`."""
+"""The command line: `attnzoo list | show | bench | compare | verify`; `--help` tells."""
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import get_args
 
 from . import reference, registry
+from .bench import command as command_bench
 
 EPILOG = """\
 examples:
@@ -18,6 +16,7 @@ examples:
   attnzoo show cbam                    paper, equation, arguments, costs of one block
   attnzoo bench                        the table of all blocks on this machine
   attnzoo bench se cbam --c 256 --size 32 --out results
+  attnzoo compare before after         what moved between two runs; status 1 on a regression
   attnzoo verify                       every block against its authors' own numbers
 """
 
@@ -60,26 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME")
     command.set_defaults(run=_show)
 
-    command = commands.add_parser(
-        "bench",
-        help="check and measure blocks on this machine",
-        description="Check each block against its reference vectors and its plain form in float64, "
-        "then measure it. Without names, all blocks; without sizes, each block's example.",
-    )
-    command.add_argument("names", nargs="*", metavar="NAME", help="blocks to measure; default: all")
-    command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
-    command.add_argument("--dtype", default="float32", help="float64, float32, bfloat16 or float16")
-    command.add_argument("--c", type=_count, help="channels, of every block that takes c")
-    command.add_argument("--size", type=_size, help="image side N, or HxW; length of a sequence")
-    command.add_argument("--steps", type=_count, help="time steps of sequences and image series")
-    command.add_argument("--batch", type=_count, help="batch size")
-    command.add_argument(
-        "--time", type=float, default=0.2, help="seconds of timing per row and pass (%(default)s)"
-    )
-    command.add_argument(
-        "--out", type=Path, metavar="DIR", help="write bench.json and bench.md here"
-    )
-    command.set_defaults(run=_bench)
+    command_bench.add(commands)
 
     command = commands.add_parser("verify", help="re-run the authors' reference vectors, offline")
     command.add_argument("names", nargs="*", metavar="NAME", help="blocks to verify; default: all")
@@ -118,51 +98,6 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace) -> int:
-    if find_spec("rich") is None:
-        raise ValueError('attnzoo bench needs the bench extra: pip install "attnzoo[bench]"')
-    from rich.console import Console
-    from rich.progress import track
-
-    from .bench import report, run
-
-    wanted = [registry.find(name).name for name in options.names] or registry.names()
-    settings = run.Settings(
-        device=options.device,
-        dtype=options.dtype,
-        batch=options.batch,
-        size=options.size,
-        steps=options.steps,
-        min_time=options.time,
-    )
-    if options.out is not None:
-        if options.out.exists() and not options.out.is_dir():
-            raise ValueError(f"--out {options.out} must be a folder; there is a file of that name")
-        options.out.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    rows = list(
-        track(
-            run.table(wanted, settings, options.c),
-            "measuring",
-            total=len(wanted),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-    )
-    table = report.terminal(rows)
-    output = Console()
-    output.print(table) if output.is_terminal else Console(width=200).print(table)
-    if options.out is not None:
-        command = shlex.join(["attnzoo", *sys.argv[1:]])
-        for path in report.write(rows, options.out, command):
-            print(f"wrote {path}")
-    failed = [row for row in rows if isinstance(row, run.Failure)]
-    for failure in failed:
-        print(f"attnzoo: {failure.block} has no row: {failure.error}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 def _verify(options: argparse.Namespace) -> int:
     wanted = [registry.find(name).name for name in options.names] or registry.names()
     lines = [("block", "cases", "largest error", "", "source")]
@@ -193,21 +128,3 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     for *head, tail in rows:
         yield "  ".join([*(f"{c:<{w}}" for c, w in zip(head, widths, strict=True)), tail]).rstrip()
-
-
-def _count(text: str) -> int:
-    if not _is_count(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    """`14` or `13x17`."""
-    sides = text.split("x")
-    if not 1 <= len(sides) <= 2 or not all(map(_is_count, sides)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a side N or HxW, such as 14 or 13x17")
-    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and 0 < int(text) < 2**31

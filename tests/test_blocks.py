@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attnzoo
-from attnzoo.bench.workload import call, make_inputs, tensors
+from attnzoo.bench.workload import call, tensors
 from attnzoo.ops.by_hand import plain_forms
 from attnzoo.registry import find
 

@@ -123,7 +123,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def bench(options: argparse.Namespace) -> int:
     """Measure, keep and print rows; returns the exit status."""
-    for package in ("rich", "filelock"):
+    for package in ("rich", "filelock", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError('attnzoo bench needs the bench extra: pip install "attnzoo[bench]"')
     from . import distributed
@@ -253,7 +253,8 @@ def _print(
     for line in sweep.told(grown):
         print(line)
     if options.out is not None:
-        for path in report.write(rows, options.out, shlex.join(["attnzoo", *sys.argv[1:]])):
+        written = report.write(rows, options.out, shlex.join(["attnzoo", *sys.argv[1:]]))
+        for path in (options.out / results.NAME, *written):
             print(f"wrote {path}")
     for failure in (row for row in rows if isinstance(row, Failure)):
         print(f"attnzoo: {failure.block} has no row: {failure.error}", file=sys.stderr)

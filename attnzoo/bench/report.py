@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from rich.table import Table
 from rich.text import Text
 
+from . import results
 from .columns import VERSIONS, Column, PlainRow, amount, columns, differing
 from .page import page
 from .plots import pictures
@@ -123,7 +123,7 @@ def table_csv(rows: Iterable[Written | PlainRow]) -> str:
 
 
 def write(rows: Sequence[Written | PlainRow], folder: Path, command: str) -> tuple[Path, ...]:
-    """Write `bench.json`, `.md`, `.csv`, `.html` and `plots/` into `folder`; returns their paths.
+    """Write `bench.md`, `.csv`, `.html` and `plots/` into `folder`; returns their paths.
 
     Rows may be records or plain rows read back from a `bench.json`.
     """
@@ -131,24 +131,13 @@ def write(rows: Sequence[Written | PlainRow], folder: Path, command: str) -> tup
     found = ranked(plain(rows))
     drawn = pictures(found, folder / "plots")
     texts = {
-        "bench.json": json.dumps(plain(rows), indent=1) + "\n",
         "bench.md": markdown(found, command),
         "bench.csv": table_csv(found),
         "bench.html": page(found, *_header(found, command), drawn),
     }
     for name, text in texts.items():
-        _replace(folder / name, text)
+        results.replace(folder / name, text.encode())
     return (*(folder / name for name in texts), *([folder / "plots"] if drawn else []))
-
-
-def _replace(file: Path, text: str) -> None:
-    """Put a whole file in place of the earlier one, in one step."""
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
 
 
 def plain(rows: Iterable[Written | PlainRow]) -> list[dict[str, Any]]:

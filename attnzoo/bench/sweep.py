@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import check
 from ..registry import Entry
+from . import scaling
 from .results import Result
 from .row import Row
 from .run import Task
@@ -105,19 +105,12 @@ def growth(rows: Iterable[tuple[Result, Point]]) -> list[Growth]:
     for (block, key, where), line in series.items():
         if len({row.identity() for _, row in line}) >= 2:
             x = [value for value, _ in line]
-            exponents = {name: exponent(x, [f(r) for _, r in line]) for name, f in COSTS.items()}
+            costs = {name: [cost(row) for _, row in line] for name, cost in COSTS.items()}
+            exponents = {  # a cost that is zero somewhere does not grow by a power
+                name: scaling.growth(x, y) if min(y) > 0 else None for name, y in costs.items()
+            }
             found.append(Growth(block, _unit(key, line[0][1]), where, len(line), exponents))
     return found
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Least squares slope of log y over log x; None where a y is zero."""
-    if min(y) <= 0:
-        return None
-    across, up = [math.log(v) for v in x], [math.log(v) for v in y]
-    middle, level = sum(across) / len(across), sum(up) / len(up)
-    spread = sum((a - middle) ** 2 for a in across)
-    return sum((a - middle) * (u - level) for a, u in zip(across, up, strict=True)) / spread
 
 
 def _where(row: Row, point: Point, key: str) -> str:

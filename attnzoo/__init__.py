@@ -3,6 +3,8 @@
 from . import blocks as blocks
 from .bench import measure
 from .blocks.pyraformer import pyraformer_mask
+from .fitting import Placement
+from .insert import Insertion, insert, remove
 from .reference import verify
 from .registry import (
     Cost,
@@ -24,13 +26,17 @@ __all__ = [
     "Description",
     "Entry",
     "Extent",
+    "Insertion",
+    "Placement",
     "UnknownBlockError",
     "build",
     "describe",
     "from_upstream",
+    "insert",
     "measure",
     "names",
     "pyraformer_mask",
     "register",
+    "remove",
     "verify",
 ]

@@ -1,0 +1,199 @@
+"""Blocks into existing networks, and out again.
+
+A matched module gives way to an `Inserted`, which calls it and the block. Nothing else of the
+network changes: no class, no key of its state dict.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from . import check, traced
+from .fitting import STANDARD, Placement, Plan, Wish, plan
+from .inserted import How, Inserted, InsertedSequence, innermost, past_fused_paths
+from .registry import Entry, build, find
+from .traced import Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insertion:
+    """What `insert` did, or with `dry_run` would do; as text it is a table."""
+
+    block: str
+    placements: tuple[Placement, ...]
+    network_parameters: int  # before
+    network_macs: int  # of one sample's forward pass, before
+    dry_run: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters added in all."""
+        return sum(p.parameters for p in self.placements)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds added to one sample's forward pass in all."""
+        return sum(p.macs for p in self.placements)
+
+    def __str__(self) -> str:
+        rows = [("", "where", "shape", "parameters", "MACs", "config")]
+        for p in self.placements:
+            config = ", ".join(f"{key}={value!r}" for key, value in p.config.items())
+            rows.append((p.how, p.path, _by(p.shape), f"{p.parameters:+,}", f"{p.macs:+,}", config))
+        rows.append(("", "in all", "", f"{self.parameters:+,}", f"{self.macs:+,}", ""))
+        before = (f"{self.network_parameters:,}", f"{self.network_macs:,}")
+        rows.append(("", "the network had", "", *before, ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        places = f"{len(self.placements)} place{'s' * (len(self.placements) != 1)}"
+        verb = "would go" if self.dry_run else "went"
+        return "\n".join(
+            [f"{self.block} {verb} to {places}; MACs are of one sample", *_lines(rows, widths)]
+        )
+
+
+def insert(
+    model: nn.Module,
+    where: Where,
+    name: str,
+    *,
+    example_input: Any,
+    how: How = "after",
+    residual: bool = False,
+    zero_init: bool = False,
+    channel_axis: int | None = None,
+    dry_run: bool = False,
+    **cfg: Any,
+) -> Insertion:
+    """Put a block after, before or instead of every matched module of a network, in place.
+
+    The network runs once on `example_input`, in eval mode and without gradients; what the matched
+    modules gave says the channels, the layout and, for blocks of a fixed one, the length. Buffers,
+    random states and training flags are then as before. Nothing changes on an error.
+
+    Parameters and state dict keep their keys; the block's are `<path>.attnzoo.*`, so weights of
+    the network load before the insertion, and after it with `strict=False`.
+
+    Args:
+        model: the network; places are paths as in `model.named_modules()`, never the model itself.
+        where: a glob such as "layer[1-4].*.bn2" (`*` crosses dots, and of nested matches the
+            outermost counts), an `re.Pattern` (full match) or a callable `(path, module) -> bool`.
+        name: a block of `attnzoo.names()` that takes one tensor and keeps its shape.
+        example_input: a tensor, a tuple of positional or a dict of keyword arguments of `model`.
+        how: "after" works on the module's output, "before" on its first argument, "instead"
+            replaces it; the module is then kept aside for `remove`, no part of the network.
+        residual: x + block(x) rather than block(x).
+        zero_init: the network computes at first what it did: x + gain * (block(x) - x), or with
+            `residual` x + gain * block(x), with one learned gain a place that starts at zero. At
+            a gain of one it is the same insertion without `zero_init`. The block's own parameters
+            have a gradient once the gain has moved, from the second step on.
+        channel_axis: where the tensor in the network has its channels, if not where its layers
+            say: 1 for (B, C, H, W) and (B, C, T), -1 for (B, H, W, C) and (B, T, C).
+        dry_run: change nothing, only report.
+        **cfg: further keywords of the block. A block's own `residual`, should it have one, keeps
+            its default.
+
+    Returns:
+        What went where, and the parameters and multiply-adds that it added.
+
+    Raises:
+        ValueError: `where` matches nothing, a shared module, or nested ones; a matched module is
+            not called exactly once in a run, or has a tensor that the block does not take or whose
+            shape it does not keep; `example_input` does not fit.
+        TypeError: an argument of the wrong type, an unknown keyword of the block.
+    """
+    wish = Wish(how, residual, zero_init, channel_axis, cfg)
+    entry = _checked(model, name, wish)
+    found = traced.matches(model, where)
+    run = traced.run(model, found, example_input)
+    plans = {path: plan(entry, model, path, run, wish) for path in found}
+    report = Insertion(
+        block=entry.name,
+        placements=tuple(one.placement for one in plans.values()),
+        network_parameters=sum(p.numel() for p in model.parameters()),
+        network_macs=run.macs // run.batch,
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        made = {path: _made(entry.name, found[path], one) for path, one in plans.items()}
+        for path, module in made.items():
+            _put(model, path, module)
+    return report
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take every inserted block out again, in place; returns the network.
+
+    The matched modules themselves return to their places, with the weights they have by now.
+    """
+    _check_model(model)
+    for path, module in [*traced.walk(model)]:
+        if isinstance(module, Inserted) and path:
+            _put(model, path, innermost(module))
+    return model
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is scripted, and its modules stay; insert before scripting")
+
+
+def _checked(model: nn.Module, name: str, wish: Wish) -> Entry:
+    entry = find(name)
+    _check_model(model)
+    check.choice("how", wish.how, get_args(How))
+    if wish.zero_init and wish.how == "instead":
+        raise ValueError(
+            "zero_init=True keeps what the network computed, which how='instead' takes out; "
+            "take how='after' or 'before'"
+        )
+    inputs = [
+        key
+        for key, parameter in inspect.signature(entry.cls.forward).parameters.items()
+        if parameter.default is parameter.empty and key != "self"
+    ]
+    if len(inputs) > 1 or not set(entry.layouts) & set(STANDARD):
+        raise ValueError(
+            f"{name!r} is called with {', '.join(inputs)} (layout {', '.join(entry.layouts)}); "
+            "a block that is inserted takes one tensor"
+        )
+    if "c" in wish.cfg:
+        raise TypeError(f"c={wish.cfg['c']!r} is not for insert: every place has its own channels")
+    return entry
+
+
+def _made(name: str, matched: nn.Module, plan: Plan) -> Inserted:
+    block = build(name, **plan.placement.config, device=plan.device, dtype=plan.dtype)
+    gain = torch.zeros(1, device=plan.device, dtype=plan.dtype) if plan.gain else None
+    sized = hasattr(matched, "__len__")
+    made = (InsertedSequence if sized else Inserted)(matched, block, plan.site, gain)
+    block.train(plan.training)
+    made.training = plan.training
+    if plan.fused:
+        made.register_forward_hook(past_fused_paths)
+    return made
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    innermost(model.get_submodule(parent))._modules[name] = module
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _lines(rows: Sequence[tuple[str, ...]], widths: list[int]) -> list[str]:
+    """Rows as lines, the two columns of numbers set to the right."""
+    return [
+        "  ".join(
+            cell.rjust(width) if i in (3, 4) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -14,7 +14,6 @@ from .traced import Channels, Run, Seen
 
 STANDARD: Mapping[Layout, int] = {"image": 1, "sequence": -1, "image_series": 2}  # channel axes
 _WORDS = {"image": "(B, C, H, W)", "sequence": "(B, ..., T, C)", "image_series": "(B, T, C, H, W)"}
-_ENCODERS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def plan(entry: Entry, model: nn.Module, path: str, run: Run, wish: Wish) -> Pla
         dtype=dtype,
         gain=wish.zero_init,
         training=model.training,
-        fused=any(isinstance(innermost(m), _ENCODERS) for m in _above(model, path)),
+        fused=any(isinstance(m, nn.TransformerEncoderLayer) for m in above(model, path)),
     )
 
 
@@ -203,6 +202,7 @@ def _key(module: nn.Module) -> str:
     return "attnzoo" if depth == 1 else f"attnzoo{depth}"
 
 
-def _above(model: nn.Module, path: str) -> list[nn.Module]:
+def above(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that hold the one at `path`, outermost first."""
     names = path.split(".")
-    return [model.get_submodule(".".join(names[:i])) for i in range(len(names))]
+    return [innermost(model.get_submodule(".".join(names[:i]))) for i in range(len(names))]

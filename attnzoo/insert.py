@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from . import check, traced
-from .fitting import STANDARD, Placement, Plan, Wish, plan
+from .fitting import STANDARD, Placement, Plan, Wish, above, plan
 from .inserted import How, Inserted, InsertedSequence, innermost, past_fused_paths
 from .registry import Entry, build, find
 from .traced import Where
+
+
+_NESTED = "_attnzoo_use_nested_tensor"  # what an encoder of torch had before an insertion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ def insert(
         made = {path: _made(entry.name, found[path], one) for path, one in plans.items()}
         for path, module in made.items():
             _put(model, path, module)
+            _keep_dense(model, path)
     return report
 
 
@@ -133,7 +137,17 @@ def remove(model: nn.Module) -> nn.Module:
     for path, module in [*traced.walk(model)]:
         if isinstance(module, Inserted) and path:
             _put(model, path, innermost(module))
+    for encoder in (m for m in model.modules() if _NESTED in m.__dict__):
+        encoder.use_nested_tensor = encoder.__dict__.pop(_NESTED)
     return model
+
+
+def _keep_dense(model: nn.Module, path: str) -> None:
+    """In eval mode torch's encoder packs padded batches as nested tensors, which no block takes."""
+    for module in above(model, path):
+        if isinstance(module, nn.TransformerEncoder):
+            module.__dict__.setdefault(_NESTED, module.use_nested_tensor)
+            module.use_nested_tensor = False
 
 
 def _check_model(model: nn.Module) -> None:

@@ -18,7 +18,6 @@ from .inserted import How, Inserted, InsertedSequence, innermost, past_fused_pat
 from .registry import Entry, build, find
 from .traced import Where
 
-
 _NESTED = "_attnzoo_use_nested_tensor"  # what an encoder of torch had before an insertion
 
 

@@ -49,8 +49,9 @@ def walk(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
         and model._attnzoo_site.how == "instead"
     ):
         return
-    for name, child in inner.named_children():
-        yield from walk(child, f"{path}.{name}".lstrip("."))
+    for name, child in inner._modules.items():  # named_children leaves out repetitions
+        if child is not None:
+            yield from walk(child, f"{path}.{name}".lstrip("."))
 
 
 def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
@@ -176,13 +177,19 @@ def _kept(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    encoders = [m for m in modules if isinstance(m, nn.TransformerEncoder)]
+    nested = [encoder.use_nested_tensor for encoder in encoders]
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kinds = {device.type for device in devices} or {"cuda"}
     try:
         with torch.random.fork_rng(list(devices), device_type=kinds.pop()):
             model.eval()
+            for encoder in encoders:  # which packs padded batches as nested tensors in eval mode
+                encoder.use_nested_tensor = False
             yield
     finally:
+        for encoder, flag in zip(encoders, nested, strict=True):
+            encoder.use_nested_tensor = flag
         for module, flag in zip(modules, flags, strict=True):
             module.training = flag
         with torch.no_grad():

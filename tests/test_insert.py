@@ -68,7 +68,19 @@ class Tiny(nn.Module):
 
 
 def resnet(train: bool = False) -> nn.Module:
-    return torchvision.models.resnet18(num_classes=5).train(train)
+    layers = torchvision.models.resnet.BasicBlock, (2, 1, 1, 1)
+    return torchvision.models.ResNet(*layers, num_classes=5, width_per_group=64).train(train)
+
+
+def convnext() -> nn.Module:
+    stages = [
+        torchvision.models.convnext.CNBlockConfig(*sizes) for sizes in ((24, 48, 1), (48, None, 1))
+    ]
+    return torchvision.models.ConvNeXt(stages, num_classes=5)
+
+
+def swin() -> nn.Module:
+    return torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=5)
 
 
 def moved(net: nn.Module) -> nn.Module:
@@ -77,9 +89,16 @@ def moved(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-VIT = dict(image_size=64, patch_size=16, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96)
+VIT = {
+    "image_size": 64,
+    "patch_size": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "hidden_dim": 48,
+    "mlp_dim": 96,
+}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str, Tensor, dict[str, Any], int]] = {
-    "resnet": (resnet, "layer[1-4].*.bn2", "se", IMAGES, {}, 8),
+    "resnet": (resnet, "layer[1-4].*.bn2", "se", IMAGES, {}, 5),
     "mobilenet": (
         lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.35),
         "features.*.conv.1",
@@ -89,15 +108,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str, Tensor, dict[str, A
         17,
     ),
     "convnext, channels last": (
-        lambda: torchvision.models.convnext_tiny(num_classes=5),
+        convnext,
         "features.[13].*.block.5",
         "cbam",
         IMAGES,
         {},
-        6,
+        2,
     ),
     "swin, channels last": (
-        lambda: torchvision.models.swin_t(num_classes=5),
+        swin,
         "features.1.*",
         "triplet",
         IMAGES,
@@ -113,12 +132,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str, Tensor, dict[str, A
         2,
     ),
     "timm byob": (
-        lambda: timm.create_model("repvgg_a0", num_classes=5),
+        lambda: timm.create_model("mobileone_s0", num_classes=5),
         "stages.[01].*",
         "se",
         IMAGES,
         {},
-        6,
+        10,
     ),
     "timm edgenext": (
         lambda: timm.create_model("edgenext_xx_small", num_classes=5),
@@ -166,7 +185,7 @@ def test_a_network_takes_a_block_and_gives_it_back(case: str) -> None:
     assert keys == {k for k, _ in (*net.named_parameters(), *net.named_buffers())}
     loaded = net.load_state_dict(state, strict=False)
     assert not loaded.unexpected_keys
-    assert set(loaded.missing_keys) == keys - state.keys()
+    assert {*loaded.missing_keys} == {k for k in keys - state.keys() if "num_batches" not in k}
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         twin.load_state_dict(net.state_dict())
         assert torch.equal(twin(x), after)
@@ -231,11 +250,11 @@ def test_the_report_counts_exactly() -> None:
         assert form is not None
         assert (place.parameters, place.macs) == form
         assert place.config == {"c": c, "reduction": 8}
-    assert report.network_macs == 148_048_384
+    assert report.network_macs == 86_378_112
     text = str(report)
-    assert "cbam went to 8 places" in text
+    assert "cbam went to 5 places" in text
     assert f"{report.parameters:+,}" in text
-    assert "layer4.1.bn2" in text
+    assert "layer4.0.bn2" in text
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -308,13 +327,13 @@ def test_instead_takes_the_module_out_until_remove() -> None:
     before, state = net(IMAGES), {k: v.clone() for k, v in net.state_dict().items()}
     count = sum(p.numel() for p in net.parameters())
     report = attnzoo.insert(
-        net, "layer2.1.conv2", "sknet", example_input=IMAGES, how="instead", groups=32
+        net, "layer1.1.conv2", "sknet", example_input=IMAGES, how="instead", groups=32
     )
-    assert "layer2.1.conv2.weight" not in net.state_dict()
+    assert "layer1.1.conv2.weight" not in net.state_dict()
     assert sum(p.numel() for p in net.parameters()) == count + report.parameters
-    form = find("sknet").closed_form(attnzoo.Extent(2, 1, 8, 8), c=128)
+    form = find("sknet").closed_form(attnzoo.Extent(2, 1, 16, 16), c=64)
     assert form is not None
-    assert report.macs == form.macs - 9 * 128 * 128 * 8 * 8
+    assert report.macs == form.macs - 9 * 64 * 64 * 16 * 16
     loaded = net.load_state_dict(state, strict=False)
     assert not loaded.unexpected_keys
     net.double().float()
@@ -440,7 +459,7 @@ def test_wrong_types_and_inputs_are_refused() -> None:
         lambda: attnzoo.insert(3, "a", "se", example_input=IMAGES),  # type: ignore[arg-type]
         lambda: attnzoo.remove(3),  # type: ignore[arg-type]
     ):
-        with pytest.raises(TypeError, match="must be an nn.Module"):
+        with pytest.raises(TypeError, match=r"must be an nn\.Module"):
             call()
 
 
@@ -501,15 +520,20 @@ def test_hugging_face_backbones(kind: str) -> None:
     import transformers
 
     sizes = {
-        "ResNet": dict(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic"),
-        "ConvNext": dict(hidden_sizes=[16, 32], depths=[1, 1], num_stages=2),
-        "ViT": dict(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            image_size=64,
-        ),
+        "ResNet": {
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        },
+        "ConvNext": {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2},
+        "ViT": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 64,
+        },
     }[kind]
     config = getattr(transformers, f"{kind}Config")(**sizes)
     net = moved(getattr(transformers, f"{kind}Model")(config))

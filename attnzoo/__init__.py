@@ -17,6 +17,7 @@ from .registry import (
     names,
     register,
 )
+from .timm_nets import attn_layer
 from .upstream import from_upstream
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Insertion",
     "Placement",
     "UnknownBlockError",
+    "attn_layer",
     "build",
     "describe",
     "from_upstream",

@@ -67,7 +67,6 @@ WIDE |= {"danet": {"reduction": 4}, "danet_position": {"reduction": 4}}
     ("model", "keyword", "blocks"),
     [
         ("resnext50_32x4d", "block_args", 16),
-        ("mobilenetv3_small_100", "se_layer", 9),
         ("efficientnet_b0", "se_layer", 16),
         ("seresnet26t", "block_args", 8),
         ("gcresnet33ts", "attn_layer", 12),
@@ -103,10 +102,10 @@ def test_the_command_lists_what_takes_a_block(capsys: pytest.CaptureFixture[str]
     assert "resnet18" in [line.split()[0] for line in lines]
     assert "attnzoo.attn_layer('coordatt')" in last
     assert last.startswith(f"{len(lines)} network")
-    for found in takers("se", "mobilenetv3_small_100", reduction=4):
+    for found in takers("se", "efficientnet_b0", reduction=4):
         assert found.call == "se_layer=layer"
         net = timm.create_model(found.model, se_layer=attnzoo.attn_layer("se", reduction=4))
-        assert len(layers_of(net, "se")) == found.blocks == 9
+        assert len(layers_of(net, "se")) == found.blocks == 16
     assert not list(takers("coordatt", "vit_tiny_patch16_224"))
     assert [t.call for t in takers("se", "gcresnet33ts")] == ["attn_layer=layer"]
 

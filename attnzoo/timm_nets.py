@@ -15,6 +15,9 @@ def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
     What timm's builders pass beside the channels for layers of their own (`rd_ratio`,
     `act_layer`, ...) is left out; `device` and `dtype` count.
 
+    The initialization of timm's EfficientNets wants a bias in every linear layer: there `se` takes
+    `bias=True` and `agent` takes `qkv_bias=True`.
+
     Raises:
         ValueError: no such block, or one that takes no image.
     """
@@ -71,6 +74,7 @@ def _built(model: str, keywords: dict[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             net: nn.Module = timm.create_model(model, **keywords)
-    except (TypeError, ValueError, KeyError, AssertionError):  # its builder takes no such layer
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError):
+        # This builder takes no such layer; pruned networks and initializers fail in their own ways.
         return nn.Identity()
     return net

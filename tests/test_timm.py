@@ -57,7 +57,8 @@ def test_a_timm_resnet_trains_a_step(name: str) -> None:
     trains(net, name, torch.randn(2, 3, 64, 64), 4)
 
 
-WIDE = {"cbam": {"reduction": 4}, "se": {"reduction": 4}, "sknet": {"groups": 8}}
+WIDE = {"cbam": {"reduction": 4}, "se": {"reduction": 4, "bias": True}, "sknet": {"groups": 8}}
+WIDE |= {"agent": {"qkv_bias": True}}
 WIDE |= {"danet": {"reduction": 4}, "danet_position": {"reduction": 4}}
 
 
@@ -69,7 +70,7 @@ WIDE |= {"danet": {"reduction": 4}, "danet_position": {"reduction": 4}}
         ("resnext50_32x4d", "block_args", 16),
         ("efficientnet_b0", "se_layer", 16),
         ("seresnet26t", "block_args", 8),
-        ("gcresnet33ts", "attn_layer", 12),
+        ("gcresnet33ts", "attn_layer", 10),
     ],
 )
 def test_every_image_block_goes_into_each_kind(
@@ -102,9 +103,11 @@ def test_the_command_lists_what_takes_a_block(capsys: pytest.CaptureFixture[str]
     assert "resnet18" in [line.split()[0] for line in lines]
     assert "attnzoo.attn_layer('coordatt')" in last
     assert last.startswith(f"{len(lines)} network")
-    for found in takers("se", "efficientnet_b0", reduction=4):
+    for found in takers("se", "efficientnet_b0", reduction=4, bias=True):
         assert found.call == "se_layer=layer"
-        net = timm.create_model(found.model, se_layer=attnzoo.attn_layer("se", reduction=4))
+        net = timm.create_model(
+            found.model, se_layer=attnzoo.attn_layer("se", reduction=4, bias=True)
+        )
         assert len(layers_of(net, "se")) == found.blocks == 16
     assert not list(takers("coordatt", "vit_tiny_patch16_224"))
     assert [t.call for t in takers("se", "gcresnet33ts")] == ["attn_layer=layer"]

@@ -69,7 +69,7 @@ WIDE |= {"danet": {"reduction": 4}, "danet_position": {"reduction": 4}}
     [
         ("resnext50_32x4d", "block_args", 16),
         ("efficientnet_b0", "se_layer", 16),
-        ("seresnet26t", "block_args", 8),
+        ("res2net50_26w_4s", "block_args", 16),
         ("gcresnet33ts", "attn_layer", 10),
     ],
 )

@@ -3,8 +3,7 @@
 from . import blocks as blocks
 from .bench import measure
 from .blocks.pyraformer import pyraformer_mask
-from .fitting import Placement
-from .insert import Insertion, insert, remove
+from .insert import insert, remove
 from .reference import verify
 from .registry import (
     Cost,
@@ -27,8 +26,6 @@ __all__ = [
     "Description",
     "Entry",
     "Extent",
-    "Insertion",
-    "Placement",
     "UnknownBlockError",
     "attn_layer",
     "build",

@@ -21,7 +21,7 @@ def marked(row: papers.Row) -> object:
     return pytest.param(row, marks=() if quick else pytest.mark.slow, id=f"{row.name}-{row.params}")
 
 
-@pytest.mark.parametrize("row", map(marked, ROWS))
+@pytest.mark.parametrize("row", [marked(row) for row in ROWS])
 def test_counts_are_the_papers_to_the_integer(row: papers.Row) -> None:
     params, macs = papers.counted(row.build(), row.macs is not None)
     assert (params, macs) == (row.params, row.macs)

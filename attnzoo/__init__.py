@@ -3,6 +3,7 @@
 from . import blocks as blocks
 from .bench import measure
 from .blocks.pyraformer import pyraformer_mask
+from .insert import insert, remove
 from .reference import verify
 from .registry import (
     Cost,
@@ -15,6 +16,7 @@ from .registry import (
     names,
     register,
 )
+from .timm_nets import attn_layer
 from .upstream import from_upstream
 
 __version__ = "0.1.0"
@@ -25,12 +27,15 @@ __all__ = [
     "Entry",
     "Extent",
     "UnknownBlockError",
+    "attn_layer",
     "build",
     "describe",
     "from_upstream",
+    "insert",
     "measure",
     "names",
     "pyraformer_mask",
     "register",
+    "remove",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `attnzoo list | show | bench | compare | verify`; `--help` tells."""
+"""The command line: `attnzoo list | show | bench | compare | timm | verify`; `--help` tells."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ examples:
   attnzoo bench                        the table of all blocks on this machine
   attnzoo bench se cbam --c 256 --size 32 --out results
   attnzoo compare before after         what moved between two runs; status 1 on a regression
+  attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
   attnzoo verify                       every block against its authors' own numbers
 """
 
@@ -61,6 +62,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command_bench.add(commands)
 
+    command = commands.add_parser(
+        "timm",
+        help="which networks of timm take a block as their attention layer",
+        description="Build timm's networks with the block, on the meta device and without weights, "
+        "and list those that took it, each as soon as it is built.",
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("models", nargs="?", default="*", help="glob of timm's model names")
+    command.set_defaults(run=_timm)
+
     command = commands.add_parser("verify", help="re-run the authors' reference vectors, offline")
     command.add_argument("names", nargs="*", metavar="NAME", help="blocks to verify; default: all")
     command.set_defaults(run=_verify)
@@ -95,6 +106,21 @@ def _show(options: argparse.Namespace) -> int:
     print("Supported:")
     for line in _columns([(f"    {key}", value) for key, value in record.supported.items()]):
         print(line)
+    return 0
+
+
+def _timm(options: argparse.Namespace) -> int:
+    if find_spec("timm") is None:
+        raise ValueError('attnzoo timm needs the bench extra: pip install "attnzoo[bench]"')
+    from .timm_nets import takers
+
+    models = []
+    for found in takers(options.name, options.models):
+        models.append(found.model)
+        line = f"{found.model:<40}{found.call:<34}{found.blocks:>3} blocks"
+        print(f"{line} {found.parameters:>12,} parameters", flush=True)
+    many = f"{len(models)} network{'s' * (len(models) != 1)}"
+    print(f"{many}; layer = attnzoo.attn_layer({options.name!r})")
     return 0
 
 

@@ -1,0 +1,301 @@
+"""The networks of the papers, built with attnzoo's blocks, beside the numbers that were published.
+
+    python benchmarks/papers.py
+
+writes docs/papers.md. Everything is built and counted on the meta device: no weights, no data,
+exact integers.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+import attnzoo
+
+PAGE = Path(__file__).parent.parent / "docs" / "papers.md"
+HEAD = """\
+# The papers' own networks
+
+`python benchmarks/papers.py` writes this page, and a test holds every row to it. Each network is
+built with blocks of attnzoo by the recipe, on the meta device, and counted: parameters, and for one
+image of 3 x 224 x 224 the multiply-adds of convolutions and linear layers. "Reference" is the same
+count on the authors' own code or network definition (for MobileNetV2 + SE and + CBAM on the
+backbone with the authors' block, at the reduction that gives the published figure). "Published" is
+what the README prints, in its rounding; errors and accuracies are quoted, not measured here.
+EfficientViT, SwiftFormer and the series networks have no MACs here: products of attention would
+need a rule of their own. L-TAE and Pyraformer are counted alone, without what comes before and
+after them, and without the frozen table of positions.
+
+| network | recipe | parameters | reference | MACs | reference | published |
+|---|---|---:|---:|---:|---:|---|
+"""
+
+
+class Row(NamedTuple):
+    """A network, how it is built, what the authors' code counts, and what was published."""
+
+    name: str
+    recipe: str
+    build: Callable[[], nn.Module]
+    params: int
+    macs: int | None  # None where attention's products would need a rule of their own
+    published: str = ""
+
+
+def image() -> torch.Tensor:
+    return torch.empty(1, 3, 224, 224, device="meta")
+
+
+def counted(net: nn.Module, macs: bool) -> tuple[int, int | None]:
+    """Parameters, and multiply-adds where they are wanted."""
+    params = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    if not macs:
+        return params, None
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        net.eval()(image())
+    return params, counter.get_total_flops() // 2
+
+
+def resnet(depth: int, block: str = "", *, caffe: bool = False, width: int = 64, **cfg: Any) -> Any:
+    """A function that builds torchvision's ResNet with a block behind every branch's last norm.
+
+    `width` 4 is ResNeXt 32x4d; `caffe` has the stride of a stage in its first 1x1 convolution.
+    """
+
+    def build() -> nn.Module:
+        layers = {18: [2] * 4, 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
+        kind = BasicBlock if depth < 50 else Bottleneck
+        with torch.device("meta"):
+            stages = layers.get(depth, [3, 8, 36, 3])
+            net = ResNet(kind, stages, groups=32 if width == 4 else 1, width_per_group=width)
+        for stage in (net.layer2, net.layer3, net.layer4) if caffe else ():
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        if block:
+            norm = "bn2" if depth < 50 else "bn3"
+            attnzoo.insert(net, f"layer?.*.{norm}", block, example_input=image(), **cfg)
+        return net
+
+    return build
+
+
+def mobilenet(block: str = "", **cfg: Any) -> Callable[[], nn.Module]:
+    """MobileNetV2 with a block behind the depthwise convolution of every block that expands."""
+
+    def build() -> nn.Module:
+        with torch.device("meta"):
+            net = torchvision.models.mobilenet_v2()
+
+        def depthwise(path: str, module: nn.Module) -> bool:
+            return path.endswith("conv.1") and isinstance(module, nn.Sequential)
+
+        if block:
+            attnzoo.insert(net, depthwise, block, example_input=image(), **cfg)
+        return net
+
+    return build
+
+
+def sknet(depth: int) -> Callable[[], nn.Module]:
+    """ResNeXt 32x4d with a selective kernel instead of every 3x3 convolution and its norm."""
+
+    def build() -> nn.Module:
+        net = resnet(depth, width=4)()
+        for stride in (1, 2):
+
+            def strided(path: str, module: nn.Module, stride: int = stride) -> bool:
+                return path.endswith("conv2") and module.stride == (stride, stride)
+
+            attnzoo.insert(
+                net, strided, "sknet", example_input=image(), how="instead", stride=stride
+            )
+        for block in net.modules():
+            if isinstance(block, Bottleneck):
+                block.bn2 = nn.Identity()
+        return net
+
+    return build
+
+
+def swapped(model: str, theirs: str, block: str, **cfg: Any) -> Callable[[], nn.Module]:
+    """A network of timm with our block instead of each of its layers of the class `theirs`."""
+
+    def build() -> nn.Module:
+        with torch.device("meta"):
+            net: nn.Module = timm.create_model(model)
+        attnzoo.insert(
+            net,
+            lambda path, module: type(module).__name__ == theirs,
+            block,
+            example_input=image(),
+            how="instead",
+            **cfg,
+        )
+        return net
+
+    return build
+
+
+def alone(name: str, **config: Any) -> Callable[[], nn.Module]:
+    return lambda: attnzoo.build(name, **config, device="meta")
+
+
+LAST = "behind the last norm of every residual branch"
+DEPTHWISE = "behind the depthwise convolution of the 16 blocks that expand"
+SK = "`sknet` instead of every 3x3 convolution and norm of ResNeXt 32x4d"
+V1 = "; Caffe's strides"
+SKNET_101 = (
+    "48.9 M, 8.46 G, error 20.19; the authors' prototxt counts 48,686,760 and 8,448,675,840, as "
+    "one of its stages has d=16 where the rule max(C / 16, 32) gives 32"
+)
+
+
+def rows() -> list[Row]:
+    """All networks of the page."""
+    return [
+        Row("ResNet-50", "torchvision", resnet(50), 25_557_032, 4_089_184_256),
+        Row("ResNet-50", "torchvision" + V1, resnet(50, caffe=True), 25_557_032, 3_857_973_248),
+        *_se(),
+        *_cbam(),
+        *_mobilenet(),
+        Row("SKNet-50", SK, sknet(50), 27_479_784, 4_462_710_784, "27.5 M, 4.47 G, error 20.79"),
+        Row("SKNet-101", SK, sknet(101), 48_736_040, 8_448_724_992, SKNET_101),
+        *_whole(),
+        *_series(),
+    ]
+
+
+def _se() -> Iterator[Row]:
+    biased, bare = f"`se`, bias=True, {LAST}", f"`se` {LAST}"
+
+    def with_bias(depth: int, **kind: Any) -> Callable[[], nn.Module]:
+        build: Callable[[], nn.Module] = resnet(depth, "se", bias=True, **kind)
+        return build
+
+    yield Row("SE-ResNet-50", biased, with_bias(50), 28_088_024, 4_091_699_200)
+    for depth, params, macs, error in (
+        (50, 28_088_024, 3_860_488_192, 22.37),
+        (101, 49_326_872, 7_574_937_600, 21.75),
+        (152, 66_821_848, 11_288_993_792, 21.34),
+    ):
+        build = with_bias(depth, caffe=True)
+        yield Row(f"SE-ResNet-{depth}", biased + V1, build, params, macs, f"error {error}")
+    yield Row("SE-ResNet-50", bare, resnet(50, "se"), 28_071_976, 4_091_699_200)
+    build = resnet(50, "se", caffe=True)
+    yield Row("SE-ResNet-50", bare + V1, build, 28_071_976, 3_860_488_192)
+    build = with_bias(50, width=4)
+    yield Row("SE-ResNeXt-50", biased, build, 27_559_896, 4_232_994_816, "27.7 M, 4.25 G")
+    build = with_bias(101, width=4)
+    yield Row("SE-ResNeXt-101", biased, build, 48_955_416, 7_974_739_968, "error 19.81")
+    yield Row("SE-ResNeXt-50", bare, resnet(50, "se", width=4), 27_543_848, 4_232_994_816)
+
+
+def _cbam() -> Iterator[Row]:
+    recipe = f"`cbam` {LAST}"
+    for depth, params, macs in (
+        (18, 11_779_392, 1_815_063_764),
+        (34, 21_960_468, 3_665_434_742),
+        (50, 28_089_624, 4_095_573_110),
+        (101, 49_330_172, 7_812_577_278),
+    ):
+        yield Row(f"CBAM-ResNet-{depth}", recipe, resnet(depth, "cbam"), params, macs)
+    build = resnet(50, "cbam", caffe=True)
+    yield Row("CBAM-ResNet-50", recipe + V1, build, 28_089_624, 3_864_362_102)
+    build = resnet(50, "cbam", width=4)
+    yield Row("CBAM-ResNeXt-50", recipe, build, 27_561_496, 4_236_868_726, "27.7 M, 4.25 G")
+
+
+def _mobilenet() -> Iterator[Row]:
+    yield Row(
+        "MobileNetV2",
+        "torchvision",
+        mobilenet(),
+        3_504_872,
+        300_774_272,
+        "3.5 M, 300 M",
+    )
+    for label, block, cfg, params, macs, published in (
+        ("CA", "coordatt", {"reduction": 32}, 3_950_648, 306_666_368, "3.95 M, 310 M, top-1 74.3"),
+        (
+            "SE",
+            "se",
+            {"reduction": 24, "bias": True},
+            3_888_208,
+            301_150_208,
+            "3.89 M, 300 M, top-1 73.5",
+        ),
+        ("CBAM", "cbam", {"reduction": 24}, 3_889_808, 302_524_960, "3.89 M, 300 M, top-1 73.6"),
+    ):
+        recipe = f"`{block}`, {', '.join(f'{k}={v}' for k, v in cfg.items())}, {DEPTHWISE}"
+        yield Row(
+            f"MobileNetV2 + {label}", recipe, mobilenet(block, **cfg), params, macs, published
+        )
+
+
+def _whole() -> Iterator[Row]:
+    for size, dim, params, published in (
+        ("b0", 16, 3_410_008, ""),
+        ("b1", 16, 9_102_024, "9.1 M"),
+        ("b2", 32, 24_330_712, "24 M"),
+        ("b3", 32, 48_646_056, "49 M"),
+    ):
+        build = swapped(f"efficientvit_{size}", "LiteMLA", "relu_linear", dim=dim)
+        recipe = f"timm, `relu_linear`, dim={dim}, instead of each LiteMLA"
+        yield Row(f"EfficientViT-{size.upper()}", recipe, build, params, None, published)
+    for size, params, published in (
+        ("xs", 3_475_360, "3.5 M"),
+        ("s", 6_092_128, "6.1 M"),
+        ("l1", 12_057_920, "12.1 M"),
+        ("l3", 28_494_736, "28.5 M"),
+    ):
+        build = swapped(f"swiftformer_{size}", "EfficientAdditiveAttention", "swiftformer")
+        recipe = "timm, `swiftformer` instead of each EfficientAdditiveAttention"
+        yield Row(f"SwiftFormer-{size.upper()}", recipe, build, params, None, published)
+
+
+def _series() -> Iterator[Row]:
+    for label, heads, d_model, mlp, params in (
+        ("9k", 8, None, (128,), 8_832),
+        ("34k", 16, None, (128, 128), 33_920),
+        ("112k", 16, 256, (256, 128), 112_000),
+        ("288k", 32, 512, (512, 128), 288_640),
+        ("740k", 32, 1024, (1024, 256, 128), 740_480),
+        ("3840k", 64, 2048, (2048, 1024, 256, 128), 3_808_896),
+    ):
+        config = {"c": 128, "heads": heads, "d_k": 8, "d_model": d_model, "mlp": mlp}
+        recipe = f"`ltae`, {', '.join(f'{k}={v}' for k, v in config.items())}, variant='original'"
+        build = alone("ltae", **config, variant="original")
+        yield Row(f"L-TAE {label}", recipe, build, params, None, label)
+    yield Row("L-TAE of U-TAE", "`ltae`, c=128", alone("ltae", c=128), 83_200, None)
+    config = {"c": 512, "bottleneck": 128}
+    yield Row(
+        "Pyraformer, CSCM",
+        "`pyraformer_cscm`, c=512",
+        alone("pyraformer_cscm", **config),
+        330_496,
+        None,
+    )
+    build = alone("pyraformer", **config, heads=4, d_k=128, d_v=128, n_layers=4)
+    recipe = "`pyraformer`, c=512, 4 heads of 128, 4 layers"
+    yield Row("Pyraformer, encoder", recipe, build, 330_496 + 4 * 1_576_448, None)
+
+
+def line(row: Row, found: tuple[int, int | None]) -> str:
+    """A row of the table, with what was counted."""
+    params, macs = found
+    numbers = (params, row.params, macs, row.macs)
+    cells = (row.name, row.recipe, *(f"{n:,}" if n is not None else "" for n in numbers))
+    return f"| {' | '.join((*cells, row.published))} |\n"
+
+
+if __name__ == "__main__":
+    lines = [line(row, counted(row.build(), row.macs is not None)) for row in rows()]
+    PAGE.write_text(HEAD + "".join(lines))
+    print(f"wrote {PAGE}")

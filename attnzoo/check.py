@@ -105,15 +105,6 @@ def flag(**values: object) -> None:
             raise TypeError(f"{name}={shown(value)} must be True or False")
 
 
-def idle(where: str, **values: tuple[object, object]) -> None:
-    """Each value is its default, as it has no effect: `check.idle("kind='max'", d=(d, None))`."""
-    for name, (value, default) in values.items():
-        if value != default:
-            raise ValueError(
-                f"{name}={shown(value)} has no effect with {where}; leave it at {default!r}"
-            )
-
-
 def shown(value: object) -> str:
     """The value for a message: short, whatever it is."""
     if isinstance(value, Tensor):

@@ -34,13 +34,6 @@ REFUSED = [
     ("sknet", {"c": 64, "branches": 10**9}, "branches=1000000000.* parameters; a block has fewer"),
     ("ct_msa", {"c": 8, "depth": 10**9}, "depth=1000000000.* parameters; a block has fewer"),
     ("pyraformer", {"c": 8, "n_layers": 10**9}, "n_layers=1000000000.* parameters; a block has"),
-    ("cbam", {"c": 16, "spatial": False, "kernel_size": 3}, "no effect with spatial=False"),
-    ("pyraformer_cscm", {"c": 8, "kind": "max", "bottleneck": 2}, "no effect with kind='max'"),
-    ("ct_msa", {"c": 8, "attention_only": True, "mlp_dim": 4}, "no effect with attention_only"),
-    ("m_gtu", {"c": 8, "kernels": (3,), "gtu_only": True, "dropout": 0.5}, "no effect with gtu"),
-    ("m_gtu", {"c": 8, "kernels": (3,), "gtu_only": True, "residual": False}, "no effect with"),
-    ("dtm", {"sizes": ((4, 2, 2),), "grid": 2}, "no effect with tokenizer='flatten'"),
-    ("ltae", {"c": 16, "length": 7}, "no effect with variant='2d'"),
     ("ltae", {"c": 128, "d_model": None}, r"mlp\[0\]=256 must be c=128.*d_model=None takes"),
 ]  # fmt: skip
 

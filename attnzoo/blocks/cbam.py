@@ -231,8 +231,6 @@ class CBAM(nn.Module):
         super().__init__()
         hidden = check.reduced(c, reduction)
         check.odd(kernel_size=kernel_size)
-        if not spatial:
-            check.idle("spatial=False", kernel_size=(kernel_size, 7))
         if not pool_types:
             raise ValueError(f"pool_types={pool_types!r} must name at least one pooling")
         self.c, self.pool_types = c, pool_types

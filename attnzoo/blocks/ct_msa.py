@@ -103,8 +103,6 @@ class CTMSA(nn.Module):
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        if attention_only:
-            check.idle("attention_only=True", mlp_dim=(mlp_dim, None), length=(length, 24))
         mlp_dim = 2 * c if mlp_dim is None else mlp_dim
         check.divides(of="c", by="heads", c=c, heads=heads)
         check.positive(length=length, depth=depth, mlp_dim=mlp_dim)

@@ -171,8 +171,6 @@ class DTM(nn.Module):
     ) -> None:
         super().__init__()
         check.positive(dim=dim, c_out=c_out, grid=grid)
-        if tokenizer == "flatten":
-            check.idle("tokenizer='flatten'", grid=(grid, 4))
         _check_sizes(sizes)
         self.sizes, self.dim, self.pool, self.detach = sizes, dim, pool, detach
         across = grid if tokenizer == "pool" else None

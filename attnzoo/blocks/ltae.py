@@ -224,8 +224,6 @@ class LTAE(nn.Module):
             self._check_length(steps[-1], positions)
             return None
         if not self.positions:
-            if positions is not None:
-                raise ValueError("positions has no effect on a block built with positions=False")
             return None
         if positions is None:
             raise ValueError(
@@ -433,8 +431,6 @@ def _check_options(
     length: int,
     d_model: int | None,
 ) -> None:
-    if variant == "2d":
-        check.idle("variant='2d'", length=(length, 24))
     if variant == "2d" and not isinstance(positions, bool):
         raise ValueError(
             f"positions={positions!r} must be True or False for variant='2d', whose call takes the "

@@ -184,10 +184,6 @@ class MGTU(nn.Module):
             raise ValueError(
                 f"pool={self.pool} is for the whole block; with gtu_only=True take pool=None"
             )
-        if self.gtu_only:
-            check.idle("gtu_only=True", residual=(self.residual, True))
-            if self.dropout:  # none is what a unit alone has
-                check.idle("gtu_only=True", dropout=(self.dropout, 0.05))
 
     def _check_steps(self, x: Tensor) -> None:
         steps = x.shape[-2]

@@ -96,9 +96,7 @@ class CSCM(nn.Module):
         check.positive(c=c)
         self.c, self.kind, self.windows = c, kind, checked(windows)
         width = c
-        if kind != "bottleneck":
-            check.idle(f"kind={kind!r}", bottleneck=(bottleneck, None))
-        else:
+        if kind == "bottleneck":
             width = quarter(c, "bottleneck") if bottleneck is None else bottleneck
             check.positive(bottleneck=width)
             self.down = nn.Linear(c, width)

@@ -1,11 +1,11 @@
 """Rows of the benchmark made up in tests."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from attnzoo.bench.row import Latency, Row
 
-MS = Latency(median=1.0, p20=0.95, p80=1.05, samples=100)
+MS = Latency(median=1.0, p20=0.95, p80=1.05, samples=100, least=0.9)
 
 
 def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
@@ -29,7 +29,7 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
             params=512,
             macs=512,
             macs_executed=512,
-            elementwise=None,
+            elementwise=30_000,
             bytes_forward=200_000,
             bytes_training=400_000,
             latency_forward=MS,
@@ -39,6 +39,7 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
             latency_training_cold=None,
             compile_seconds=None,
             pulse_ms=0.5,
+            pulse_least_ms=0.4,
             memory_saved_bytes=1000,
             memory_peak_bytes=None,
             roof_bandwidth=1e10,
@@ -59,6 +60,5 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
 
 def slower(latency: Latency, factor: float) -> Latency:
     """The same distribution, every sample longer by a factor."""
-    return Latency(
-        latency.median * factor, latency.p20 * factor, latency.p80 * factor, latency.samples
-    )
+    m, p20, p80, samples, least = (getattr(latency, f.name) for f in fields(latency))
+    return Latency(m * factor, p20 * factor, p80 * factor, samples, least * factor)

@@ -1,15 +1,17 @@
 """Comparing two runs: what moved is named, and noise alone moves nothing."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from attnzoo import cli
 from attnzoo.bench import results
 from attnzoo.bench.compare import Change, compare
-from attnzoo.bench.row import Failure, Latency, Row
+from attnzoo.bench.row import Failure, Row
 
 from synthetic import MS, row, slower
 
@@ -44,8 +46,8 @@ def test_a_slower_pass_is_named_and_a_faster_one_is_no_regression() -> None:
 def test_tolerance_is_what_may_be_lost() -> None:
     slow = row(latency_forward=slower(MS, 1.3))
     assert verdicts(compare([row()], [slow], tolerance=0.35)) == {}
-    tight = Latency(1.0, 0.999, 1.001, 1000)
-    pair = [row(latency_forward=tight)], [row(latency_forward=slower(tight, 1.05))]
+    rows = [row(block) for block in BLOCKS]  # a run that repeats another to the digit
+    pair = rows, [replace(rows[0], latency_forward=slower(MS, 1.05)), *rows[1:]]
     assert verdicts(compare(*pair)) == {}
     assert verdicts(compare(*pair, tolerance=0.02)) == {"latency_forward_ms": "slower"}
 
@@ -53,10 +55,42 @@ def test_tolerance_is_what_may_be_lost() -> None:
 def test_a_slower_machine_is_taken_out() -> None:
     """Everything, the pulse too, takes 1.4 times as long: nothing moved."""
     late = slower(MS, 1.4)
-    busy = row(latency_forward=late, latency_training=late, pulse_ms=0.7)
+    busy = row(latency_forward=late, latency_training=late, pulse_least_ms=0.56)
     assert verdicts(compare([row()], [busy])) == {}
     still = replace(busy, latency_forward=MS)
     assert verdicts(compare([row()], [still])) == {"latency_forward_ms": "faster"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_alone_moves_nothing_and_a_planted_row_stands_out(seed: int) -> None:
+    """Two runs of a machine that is up to twice as slow now and then; fastest samples scatter."""
+    random = Random(seed)
+
+    def noisy(block: str) -> Row:
+        busy, own = random.uniform(1, 2), [math.exp(random.gauss(0, 0.02)) for _ in range(3)]
+        return row(
+            block,
+            latency_forward=replace(slower(MS, busy), least=0.9 * own[0]),
+            latency_training=replace(slower(MS, busy), least=0.9 * own[1]),
+            pulse_ms=0.5 * busy,
+            pulse_least_ms=0.4 * own[2],
+        )
+
+    old, new = ([noisy(block) for block in BLOCKS] for _ in range(2))
+    assert not any(c.regression for c in compare(old, new, tolerance=0.15))
+    planted = slower(new[seed].latency_forward, 1.5)
+    new[seed] = replace(new[seed], latency_forward=planted)
+    (found,) = [c for c in compare(old, new, tolerance=0.15) if c.regression]
+    assert (found.row, found.quantity) == (BLOCKS[seed], "latency_forward_ms")
+
+
+def test_a_change_to_all_rows_is_told() -> None:
+    """What every row shares got slower, the pulse did not."""
+    old = [row(block) for block in BLOCKS]
+    late = slower(MS, 1.3)
+    new = [replace(one, latency_forward=late, latency_training=late) for one in old]
+    (whole,) = [c for c in compare(old, new) if c.regression]
+    assert whole.row == "all rows"
 
 
 def test_exact_quantities_are_exact_and_memory_has_the_tolerance() -> None:
@@ -142,7 +176,7 @@ def test_the_command_tells_and_exits(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "nothing moved" in capsys.readouterr().out
     assert command([row(), row("eca")], [slow, row("eca", params=3)], tmp_path) == 1
     text = capsys.readouterr().out
-    assert "1.30 (1.18 to 1.44)" in text
+    assert "1.30 (1.05 to 1.60)" in text
     assert "slower" in text
     assert "512 -> 3" in " ".join(text.split())
     assert command([row()], [slow], tmp_path, "--tolerance", "0.5") == 0

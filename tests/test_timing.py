@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -55,17 +55,28 @@ def test_every_round_samples_every_pass_and_the_pulse(monkeypatch: pytest.Monkey
     order: list[str] = []
     names = {False: "forward", True: "train"}
 
-    def samples(step: Callable[[], Any], *args: Any, **keywords: Any) -> list[float]:
-        block = getattr(step, "training", None)
-        order.append("pulse" if block is None else names[block])
+    def samples(step: Any, *args: Any, **keywords: Any) -> list[float]:
+        order.append(names[step.training])
         return [float(len(order))]
 
+    def take(beat: timing.Pulse) -> None:
+        order.append("pulse")
+        beat.samples.append(float(len(order)))
+
     monkeypatch.setattr(timing, "samples", samples)
+    monkeypatch.setattr(timing.Pulse, "take", take)
     found = timing.times(passes(Spin(1)), QUICK)
-    assert order == timing.ROUNDS * ["forward", "train", "train", "pulse"]
-    assert found["latency_forward"].median == statistics.median(range(1, len(order), 4))
-    assert found["pulse_ms"] == statistics.median(range(4, len(order) + 1, 4))
+    assert order == timing.ROUNDS * ["forward", "pulse", "train", "pulse", "train", "pulse"]
+    assert found["latency_forward"].median == statistics.median(range(1, len(order), 6))
+    assert found["latency_forward"].least == 1
+    assert (found["pulse_ms"], found["pulse_least_ms"]) == (len(order) / 2 + 1, 2)
     assert found["latency_forward_cold"] is None
+
+
+def test_pulses_come_in_between_the_samples_of_a_pass() -> None:
+    beat = timing.Pulse(QUICK)
+    timing.samples(passes(Spin(1_000)).forward.step, QUICK, 0.05, beat)
+    assert len(beat.samples) >= 3
 
 
 def test_the_pulse_does_the_same_work_every_time() -> None:

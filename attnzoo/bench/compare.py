@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from .match import SETTINGS, Pair, labels, pairs
-from .noise import TIMES, Noise, moved, noise, together
+from .noise import TIMES, Noise, moved, noise, shift, together
 from .results import Result
 from .row import Row
 
@@ -91,7 +91,7 @@ def _changes(name: str, pair: Pair, tolerance: float, among: Noise) -> list[Chan
     found = []
     for quantity in TIMES:
         a, b = getattr(old, quantity), getattr(new, quantity)
-        ratio, low, high, verdict = moved(a, b, tolerance, among, new.pulse_ms / old.pulse_ms)
+        ratio, low, high, verdict = moved(shift(old, new, quantity), tolerance, among)
         change = Change(name, f"{quantity}_ms", a.median, b.median, verdict, ratio, low, high)
         found.append(change._replace(regression=verdict == "slower"))
     for quantity in (*MEMORY, *EXACT):

@@ -1,4 +1,10 @@
-"""The machine's own part in a change: what all rows did together, and how far apart."""
+"""The machine's own part in a change: what all rows did together, and how far apart.
+
+A shared machine is slower when its neighbors work, by half and more, for milliseconds or minutes.
+The fastest sample of a row and the fastest of the pulses in between are both from its best moments,
+so their ratio is what two runs have in common: of a row that has not changed it moves by a few
+hundredths where medians move by a half.
+"""
 
 import math
 import statistics
@@ -9,16 +15,16 @@ from .match import Pair
 from .row import Latency, Row
 
 TIMES = ("latency_forward", "latency_training")
-OUTLYING = 4  # spreads of the other rows; by chance some of hundreds of rows pass 3
+OUTLYING = 3  # spreads of the other rows
 ENOUGH = 12  # times, of six rows, for a spread to be told from
+ASSUMED = 0.07  # spread of fewer rows, in logarithms
 
 
 class Noise(NamedTuple):
-    """What the machine did to every row between two runs."""
+    """What the machine did to every row between two runs, in logarithms."""
 
-    pulse: float  # how many times as long the reference workload took
-    drift: float  # how many times as long the rows took, most of them; of few rows the pulse
-    spread: float | None  # of single rows around that, in logarithms; None with few rows
+    drift: float  # what most rows did, against their pulses
+    spread: float  # of single rows around that
 
 
 class Move(NamedTuple):
@@ -31,58 +37,35 @@ class Move(NamedTuple):
 
 
 def noise(found: Sequence[Pair]) -> Noise:
-    """The noise between two runs.
-
-    It is taken at the 20th percentiles: neighbors on a shared machine only ever add time, in
-    bursts longer than a row, so that the fast end of a distribution is what two runs share.
-    """
+    """The noise between two runs, from all rows that both have."""
     both = [(a, b) for a, b in found if isinstance(a, Row) and isinstance(b, Row)]
-    if not both:
-        return Noise(1.0, 1.0, None)
-    pulse = _fast([b.pulse_ms for _, b in both]) / _fast([a.pulse_ms for a, _ in both])
-    moves = [
-        math.log(getattr(new, name).p20 / getattr(old, name).p20)
-        for old, new in both
-        for name in TIMES
-    ]
+    moves = [shift(a, b, name) for a, b in both for name in TIMES]
     if len(moves) < ENOUGH:
-        return Noise(pulse, pulse, None)
+        return Noise(0.0, ASSUMED)
     common = statistics.median(moves)
     apart = sorted(abs(move - common) for move in moves)
-    spread = max(1.48 * statistics.median(apart), apart[4 * len(apart) // 5] / 1.28)
-    return Noise(pulse, math.exp(common), spread)
+    return Noise(common, max(1.48 * statistics.median(apart), apart[4 * len(apart) // 5] / 1.28))
 
 
-def moved(old: Latency, new: Latency, tolerance: float, among: Noise, beat: float = 1.0) -> Move:
-    """Whether one time moved.
+def shift(old: Row, new: Row, name: str) -> float:
+    """How a time moved against the row's own pulse, fastest to fastest, in logarithms."""
+    a: Latency = getattr(old, name)
+    b: Latency = getattr(new, name)
+    return math.log(b.least / a.least) - math.log(new.pulse_least_ms / old.pulse_least_ms)
 
-    It did where its 20th percentile is past the tolerance and stands out of what the other rows
-    did by `OUTLYING` spreads, and where the fast end of the slower run is above the middle of the
-    faster one; with too few rows for a spread, above its slow end, the 80th percentile. `beat`,
-    the move of the row's own pulse, excuses as much: a burst that hit the row hit its pulse too.
-    """
-    end = "p80" if among.spread is None else "median"
-    ratio = new.p20 / old.p20 / among.drift
-    low = new.p20 / getattr(old, end) / among.drift
-    high = getattr(new, end) / old.p20 / among.drift
-    least = max(math.log1p(tolerance), OUTLYING * (among.spread or 0.0))
-    excuse = math.log(beat / among.drift)
-    if low > 1 and math.log(ratio) > least + max(0.0, excuse):
-        return Move(ratio, low, high, "slower")
-    if high < 1 and math.log(ratio) < -least + min(0.0, excuse):
-        return Move(ratio, low, high, "faster")
-    return Move(ratio, low, high, "same")
+
+def moved(shift: float, tolerance: float, among: Noise) -> Move:
+    """Whether one time moved: past the tolerance, and by more than the noise."""
+    width = OUTLYING * among.spread
+    return _move(shift - among.drift, width, max(math.log1p(tolerance), width))
 
 
 def together(tolerance: float, among: Noise) -> Move:
     """Whether all rows moved against the pulse, as a change to what they share makes them do."""
-    ratio = among.drift / among.pulse
-    width = math.exp(OUTLYING * (among.spread or 0.0))
-    least = math.log1p(tolerance) + math.log(width)
-    if abs(math.log(ratio)) <= least:
-        return Move(ratio, ratio / width, ratio * width, "same")
-    return Move(ratio, ratio / width, ratio * width, "slower" if ratio > 1 else "faster")
+    width = OUTLYING * among.spread
+    return _move(among.drift, width, math.log1p(tolerance) + width)
 
 
-def _fast(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 5]
+def _move(own: float, width: float, least: float) -> Move:
+    ends = math.exp(own), math.exp(own - width), math.exp(own + width)
+    return Move(*ends, "same" if abs(own) <= least else "slower" if own > 0 else "faster")

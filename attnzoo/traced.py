@@ -85,13 +85,14 @@ def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
 def _taken(where: Where, paths: Mapping[str, nn.Module]) -> list[str]:
     if isinstance(where, str):
         return [p for p in paths if p and fnmatch.fnmatchcase(p, where)]
-    if isinstance(where, re.Pattern):
+    if isinstance(where, re.Pattern) and isinstance(where.pattern, str):
         return [p for p in paths if p and where.fullmatch(p)]
-    if callable(where):
+    if callable(where) and not isinstance(where, type):
         return [p for p, module in paths.items() if p and where(p, innermost(module))]
     raise TypeError(
-        f"where={where!r} must be a glob string, an re.Pattern or a callable (path, module) -> "
-        f"bool, not {type(where).__name__}"
+        f"where={where!r} must be a glob string, an re.Pattern of str or a callable (path, module) "
+        f"-> bool, such as lambda path, module: isinstance(module, nn.Conv2d), not "
+        f"{type(where).__name__}"
     )
 
 

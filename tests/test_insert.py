@@ -480,7 +480,13 @@ def test_wrong_types_and_inputs_are_refused() -> None:
     )
     for where, keywords, words in (
         (3, {}, "where=3 must be"),
-        ("layer1", {"c": 64}, "every place has its own"),
+        (nn.Conv2d, {}, "where=.*Conv2d.* must be .*isinstance"),
+        (re.compile(b"layer1"), {}, "re.Pattern of str"),
+        ("layer1", {"c": 64}, "c=64 is not for insert"),
+        ("layer1", {"device": "cpu"}, "device='cpu' is not for insert"),
+        ("layer1", {"residual": "no"}, "residual='no' must be bool"),
+        ("layer1", {"zero_init": 1}, "zero_init=1 must be bool"),
+        ("layer1", {"dry_run": None}, "dry_run=None must be bool"),
         ("layer1", {"example_input": 3}, "example_input must be"),
         ("layer1", {"reduktion": 4}, "its signature is"),
         ("layer1", {"channel_axis": 1.0}, "channel_axis=1.0"),

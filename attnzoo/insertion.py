@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from . import annotation, check, traced
+from . import check, traced
 from .fitting import STANDARD, Placement, Plan, Wish, above, plan
 from .inserted import How, Inserted, InsertedSequence, innermost, past_fused_paths
 from .registry import Entry, build, find
@@ -62,7 +62,7 @@ def insert(
 ) -> Insertion:
     """What `attnzoo.insert` does."""
     entry = _checked(model, name, wish)
-    annotation.fit("dry_run", dry_run, bool)
+    check.flag(dry_run=dry_run)
     found = traced.matches(model, where)
     run = traced.run(model, found, example_input)
     plans = {path: plan(entry, model, path, run, wish) for path in found}
@@ -111,8 +111,7 @@ def _checked(model: nn.Module, name: str, wish: Wish) -> Entry:
     entry = find(name)
     _check_model(model)
     check.choice("how", wish.how, get_args(How))
-    for key, flag in (("residual", wish.residual), ("zero_init", wish.zero_init)):
-        annotation.fit(key, flag, bool)
+    check.flag(residual=wish.residual, zero_init=wish.zero_init)
     if wish.zero_init and wish.how == "instead":
         raise ValueError(
             "zero_init=True keeps what the network computed, which how='instead' takes out; "

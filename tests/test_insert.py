@@ -406,7 +406,14 @@ def test_sync_batch_norm_and_functional_calls_find_their_way() -> None:
     assert torch.equal(synced(IMAGES), wanted)
 
 
-@pytest.mark.parametrize("case", ["resnet", "conv1d forecaster", "inside torch's fused layer"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("resnet", marks=pytest.mark.slow),
+        "conv1d forecaster",
+        "inside torch's fused layer",
+    ],
+)
 def test_compiles_and_exports(case: str) -> None:
     make, where, name, x, keywords, _ = NETWORKS[case]
     net = moved(make())
@@ -484,9 +491,9 @@ def test_wrong_types_and_inputs_are_refused() -> None:
         (re.compile(b"layer1"), {}, "re.Pattern of str"),
         ("layer1", {"c": 64}, "c=64 is not for insert"),
         ("layer1", {"device": "cpu"}, "device='cpu' is not for insert"),
-        ("layer1", {"residual": "no"}, "residual='no' must be bool"),
-        ("layer1", {"zero_init": 1}, "zero_init=1 must be bool"),
-        ("layer1", {"dry_run": None}, "dry_run=None must be bool"),
+        ("layer1", {"residual": "no"}, "residual='no' must be True or False"),
+        ("layer1", {"zero_init": 1}, "zero_init=1 must be True or False"),
+        ("layer1", {"dry_run": None}, "dry_run=None must be True or False"),
         ("layer1", {"example_input": 3}, "example_input must be"),
         ("layer1", {"reduktion": 4}, "its signature is"),
         ("layer1", {"channel_axis": 1.0}, "channel_axis=1.0"),

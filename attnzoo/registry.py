@@ -260,13 +260,11 @@ def find(name: str) -> Entry:
     """The entry of that name. Raises `UnknownBlockError` with the nearest names."""
     if not isinstance(name, str):
         raise TypeError(f"a block's name is a str, not {type(name).__name__}: {name!r}")
-    known = _catalogue()
     try:
-        return known[name]
+        return _catalogue()[name]
     except KeyError:
-        hint = check.nearest(
-            name, known, titles={n: _title(e.cls) for n, e in known.copy().items()}
-        )
+        known = _catalogue().copy()  # others may register meanwhile
+        hint = check.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
             f"no block is named {name!r}{hint}; attnzoo.names() lists all {len(known)}"
         ) from None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .inserted import How, Inserted, Site, host, innermost, moved
 from .ops.by_hand import plain_forms
 from .registry import Entry, Layout, build
-from .traced import Channels, Run, Seen
+from .traced import Channels, Run, Seen, multiply_adds
 
 STANDARD: Mapping[Layout, int] = {"image": 1, "sequence": -1, "image_series": 2}  # channel axes
 _WORDS = {"image": "(B, C, H, W)", "sequence": "(B, ..., T, C)", "image_series": "(B, T, C, H, W)"}
@@ -173,9 +173,7 @@ def _tried(
     like: Tensor,
 ) -> tuple[int, int]:
     """Parameters and multiply-adds of the block, which must take `x` and give a tensor `like`."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
+    counter = multiply_adds()
     try:
         block = build(entry.name, **config, device="meta", dtype=dtype).eval()
         with torch.no_grad(), plain_forms(), counter:

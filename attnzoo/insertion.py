@@ -62,6 +62,7 @@ def insert(
 ) -> Insertion:
     """What `attnzoo.insert` does."""
     entry = _checked(model, name, wish)
+    check.flag(dry_run=dry_run)
     found = traced.matches(model, where)
     run = traced.run(model, found, example_input)
     plans = {path: plan(entry, model, path, run, wish) for path in found}
@@ -110,6 +111,7 @@ def _checked(model: nn.Module, name: str, wish: Wish) -> Entry:
     entry = find(name)
     _check_model(model)
     check.choice("how", wish.how, get_args(How))
+    check.flag(residual=wish.residual, zero_init=wish.zero_init)
     if wish.zero_init and wish.how == "instead":
         raise ValueError(
             "zero_init=True keeps what the network computed, which how='instead' takes out; "
@@ -125,8 +127,11 @@ def _checked(model: nn.Module, name: str, wish: Wish) -> Entry:
             f"{name!r} is called with {', '.join(inputs)} (layout {', '.join(entry.layouts)}); "
             "a block that is inserted takes one tensor"
         )
-    if "c" in wish.cfg:
-        raise TypeError(f"c={wish.cfg['c']!r} is not for insert: every place has its own channels")
+    for key in wish.cfg.keys() & {"c", "device", "dtype"}:
+        raise TypeError(
+            f"{key}={wish.cfg[key]!r} is not for insert: every place has channels, device and "
+            "dtype of its own"
+        )
     return entry
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
@@ -242,13 +243,14 @@ def register(
             entry.bind(**entry.example)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the example of {name!r} does not fit its class: {error}") from error
+        taken = _catalogue()
         with _lock:
-            if name in _blocks:
+            if name in taken:
                 raise ValueError(
-                    f"a block named {name!r} is registered already ({_blocks[name].cls})"
+                    f"a block named {name!r} is registered already ({taken[name].cls})"
                 )
             constructor.hold(name, cls, entry.params)
-            _blocks[name] = entry
+            taken[name] = entry
         return cls
 
     return add
@@ -259,13 +261,12 @@ def find(name: str) -> Entry:
     if not isinstance(name, str):
         raise TypeError(f"a block's name is a str, not {type(name).__name__}: {name!r}")
     try:
-        return _blocks[name]
+        return _catalogue()[name]
     except KeyError:
-        hint = check.nearest(
-            name, _blocks, titles={n: _title(e.cls) for n, e in _blocks.copy().items()}
-        )
+        known = _catalogue().copy()  # others may register meanwhile
+        hint = check.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
-            f"no block is named {name!r}{hint}; attnzoo.names() lists all {len(_blocks)}"
+            f"no block is named {name!r}{hint}; attnzoo.names() lists all {len(known)}"
         ) from None
 
 
@@ -283,7 +284,7 @@ def names(
         check.choice("family", family, get_args(Family))
     return sorted(
         name
-        for name, entry in _blocks.copy().items()
+        for name, entry in _catalogue().copy().items()
         if (layout is None or layout in entry.layouts)
         and (family is None or family == entry.family)
         and (text is None or text.lower() in f"{name} {_doc(entry.cls)}".lower())
@@ -347,6 +348,12 @@ def build(
     with torch.device(device) if device is not None else nullcontext():
         block = entry.cls(**bound)
     return block if dtype is None else block.to(dtype=dtype)
+
+
+def _catalogue() -> dict[str, Entry]:
+    """All entries; the package's own blocks enter the first time anyone asks."""
+    import_module(".blocks", __package__)
+    return _blocks
 
 
 def _standard_inputs(

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from . import check
 from .registry import build, find
 
 
@@ -45,11 +47,18 @@ def takers(name: str, pattern: str = "*", **config: Any) -> Iterator[Taker]:
 
     They are built on the meta device, without weights. A network whose widths the block refuses
     is left out, as one without a place for an attention layer.
+
+    Raises:
+        ValueError: no such block, one that takes no image, or a glob that matches nothing.
     """
     import timm
 
     layer, kind = attn_layer(name, **config), find(name).cls
-    for model in timm.list_models(pattern):
+    models = timm.list_models(pattern)
+    if not models:
+        near = check.nearest(pattern, timm.list_models())
+        raise ValueError(f"models={pattern!r} matches no network of timm{near}")
+    for model in models:
         for call, keywords in _ways(timm.models.model_entrypoint(model).__module__, layer):
             blocks = [m for m in _built(model, keywords).modules() if isinstance(m, kind)]
             if blocks:
@@ -68,11 +77,25 @@ def _ways(module: str, layer: Callable[..., nn.Module]) -> Iterator[tuple[str, d
         yield "attn_layer=layer", {"attn_layer": layer}
 
 
+_FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Passes initial values over, which take most of the time and which nothing on meta holds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))
+
+
 def _built(model: str, keywords: dict[str, Any]) -> nn.Module:
     import timm
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             net: nn.Module = timm.create_model(model, **keywords)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError):
         # This builder takes no such layer; pruned networks and initializers fail in their own ways.

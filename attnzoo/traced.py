@@ -1,16 +1,19 @@
 """Which modules a pattern means, and what one run of the network says of them."""
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from .bench.count import mha_in_parts
 from .bench.workload import tensors
 from .inserted import Inserted, host, innermost
 
@@ -82,13 +85,14 @@ def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
 def _taken(where: Where, paths: Mapping[str, nn.Module]) -> list[str]:
     if isinstance(where, str):
         return [p for p in paths if p and fnmatch.fnmatchcase(p, where)]
-    if isinstance(where, re.Pattern):
+    if isinstance(where, re.Pattern) and isinstance(where.pattern, str):
         return [p for p in paths if p and where.fullmatch(p)]
-    if callable(where):
+    if callable(where) and not isinstance(where, type):
         return [p for p, module in paths.items() if p and where(p, innermost(module))]
     raise TypeError(
-        f"where={where!r} must be a glob string, an re.Pattern or a callable (path, module) -> "
-        f"bool, not {type(where).__name__}"
+        f"where={where!r} must be a glob string, an re.Pattern of str or a callable (path, module) "
+        f"-> bool, such as lambda path, module: isinstance(module, nn.Conv2d), not "
+        f"{type(where).__name__}"
     )
 
 
@@ -133,14 +137,12 @@ def run(model: nn.Module, found: Mapping[str, nn.Module], example: Any) -> Run:
 
     Raises `ValueError` where the network does not take the example input.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     args, kwargs = arguments(example)
     seen = {path: Seen() for path in found}
-    counter = FlopCounterMode(display=False)
+    counter = multiply_adds()
     with _kept(model), _watching(model, found, seen, counter.get_total_flops):
         try:
-            with torch.no_grad(), counter:
+            with torch.no_grad(), mha_in_parts(), counter:
                 model(*args, **kwargs)
         except Exception as error:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors(list(args), kwargs))
@@ -150,6 +152,28 @@ def run(model: nn.Module, found: Mapping[str, nn.Module], example: Any) -> Run:
             ) from error
     batch = next((t.shape[0] for t in tensors(list(args), kwargs) if t.ndim), 1)
     return Run(seen, counter.get_total_flops() // 2, max(batch, 1))
+
+
+def multiply_adds() -> FlopCounterMode:
+    """Torch's counter of twice the multiply-adds, which counts recurrent layers too."""
+    recurrent = {torch.ops.aten.mkldnn_rnn_layer: _recurrent, torch.ops.aten._cudnn_rnn: _recurrent}
+    counter = FlopCounterMode(display=False, custom_mapping=recurrent)
+    # Its own tracker, which tells modules apart, fails on views of parameters without gradients.
+    counter.mod_tracker = _Untold()  # type: ignore[assignment]
+    return counter
+
+
+class _Untold(nullcontext[None]):
+    """All that runs is the whole."""
+
+    parents = frozenset({"Global"})
+
+
+def _recurrent(x: Any, *weights: Any, **_: Any) -> int:
+    """Every matrix once a step, by shapes: two a layer on the CPU, a list of all from cuDNN."""
+    shapes = weights[0] if isinstance(weights[0], list) else weights[:2]
+    steps: int = math.prod(x[:-1])
+    return 2 * steps * sum(math.prod(s) for s in shapes if len(s) == 2)
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -307,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: a spread needs at least 2")
+    for key, value in (("--epochs", options.epochs), ("--jobs", options.jobs)):
+        if value is not None and value < 1:
+            parser.error(f"{key} {value} must be at least 1")
     try:
         blocks = [attnzoo.describe(name).name for name in options.blocks or attnzoo.names()]
     except ValueError as error:
@@ -316,6 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in run(options.tasks, blocks, seeds, options.epochs, options.jobs):
         results.append(result)
         print(f"\r{len(results)} trainings", end="", file=sys.stderr, flush=True)
+    if not results:
+        parser.error(f"none of {', '.join(blocks)} fits any of {', '.join(options.tasks)}")
     print(file=sys.stderr)
     lines = table(results)
     print("\n".join(lines))

@@ -29,9 +29,9 @@ image of 3 x 224 x 224 the multiply-adds of convolutions and linear layers. "Ref
 count on the authors' own code or network definition (for MobileNetV2 + SE and + CBAM on the
 backbone with the authors' block, at the reduction that gives the published figure). "Published" is
 what the README prints, in its rounding; errors and accuracies are quoted, not measured here.
-EfficientViT, SwiftFormer and the series networks have no MACs here: products of attention would
-need a rule of their own. L-TAE and Pyraformer are counted alone, without what comes before and
-after them, and without the frozen table of positions.
+EfficientViT, SwiftFormer, Agent-DeiT (448: of that image side) and the series networks have no MACs
+here: products of attention would need a rule of their own. L-TAE and Pyraformer are counted alone,
+without what comes before and after them, and without the frozen table of positions.
 
 | network | recipe | parameters | reference | MACs | reference | published |
 |---|---|---:|---:|---:|---:|---|
@@ -49,8 +49,8 @@ class Row(NamedTuple):
     published: str = ""
 
 
-def image() -> torch.Tensor:
-    return torch.empty(1, 3, 224, 224, device="meta")
+def image(side: int = 224) -> torch.Tensor:
+    return torch.empty(1, 3, side, side, device="meta")
 
 
 def counted(net: nn.Module, macs: bool) -> tuple[int, int | None]:
@@ -138,6 +138,20 @@ def swapped(model: str, theirs: str, block: str, **cfg: Any) -> Callable[[], nn.
             how="instead",
             **cfg,
         )
+        return net
+
+    return build
+
+
+def agent_deit(size: str, heads: int, where: str, side: int, agents: int) -> Any:
+    """A function that builds timm's DeiT with agent attention in the matched layers."""
+
+    def build() -> nn.Module:
+        with torch.device("meta"):
+            net: nn.Module = timm.create_model(f"deit_{size}_patch16_224", img_size=side)
+        config = {"variant": "deit", "heads": heads, "agents": agents, "qkv_bias": True}
+        config["window"] = (side // 16, side // 16)
+        attnzoo.insert(net, where, "agent", example_input=image(side), how="instead", **config)
         return net
 
     return build
@@ -258,6 +272,16 @@ def _whole() -> Iterator[Row]:
         build = swapped(f"swiftformer_{size}", "EfficientAdditiveAttention", "swiftformer")
         recipe = "timm, `swiftformer` instead of each EfficientAdditiveAttention"
         yield Row(f"SwiftFormer-{size.upper()}", recipe, build, params, None, published)
+    for label, size, heads, where, side, agents, params, published in (
+        ("T", "tiny", 3, "blocks.*.attn", 224, 49, 6_015_640, "6.0 M"),
+        ("S", "small", 6, "blocks.*.attn", 224, 49, 22_647_112, "22.7 M"),
+        ("S 448", "small", 6, "blocks.*.attn", 448, 49, 23_070_472, "23.1 M"),
+        ("B", "base", 12, "blocks.[0-3].attn", 224, 81, 87_204_904, "87.2 M"),
+    ):
+        places = "the first four attentions" if label == "B" else "each attention"
+        recipe = f"timm's DeiT, `agent`, variant='deit', agents={agents}, instead of {places}"
+        build = agent_deit(size, heads, where, side, agents)
+        yield Row(f"Agent-DeiT-{label}", recipe, build, params, None, published)
 
 
 def _series() -> Iterator[Row]:

@@ -243,7 +243,7 @@ class Gate(nn.Module):
 def test_a_users_gradients_are_slopes(
     kind: str, message: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_blocks", dict(registry._blocks))
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
     attnzoo.register("gate", layout="image", example={"c": 6})(Gate)
     if not message:
         assert attnzoo.measure("gate", kind=kind, dtype=dtype, size=6, min_time=0.01).checked_error

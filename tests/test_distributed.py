@@ -76,6 +76,10 @@ def test_the_gradient_factors_of_dia_are_its_authors_hooks(sharded: bool, pair: 
     pair.run(dia_equals_module_hooks, sharded)
 
 
+def test_a_network_with_blocks_put_in_trains_on_ranks(pair: Ranks) -> None:
+    pair.run(inserted_equals_one_process)
+
+
 def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
     pair.run(sync_batch_norm_is_refused)
 
@@ -132,6 +136,22 @@ def dia_equals_module_hooks(sharded: bool) -> None:
     if sharded:
         fully_shard(block, mesh=init_device_mesh("cpu", (WORLD,)))
     assert_close(gradients(block, half("dia", dist.get_rank()), replica)["parameters"], wanted)
+
+
+def inserted_equals_one_process() -> None:
+    images = torch.randn(2 * WORLD, 3, 9, 11, dtype=torch.float64)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    net.double().eval()
+    for where, name, how in (("1", "cbam", "after"), ("2", "se", "before"), ("3", "se", "instead")):
+        attnzoo.insert(net, where, name, example_input=images, how=how)
+    replica = DistributedDataParallel(copy.deepcopy(net))
+    net(images).square().sum().backward()
+    replica(images.chunk(WORLD)[dist.get_rank()]).square().sum().backward()
+    theirs = dict(replica.module.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+        assert_close(WORLD * theirs[name].grad, parameter.grad)
 
 
 def sync_batch_norm_is_refused() -> None:

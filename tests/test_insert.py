@@ -249,7 +249,7 @@ def test_the_report_counts_exactly() -> None:
         _, c, h, w = place.shape
         form = find("cbam").closed_form(attnzoo.Extent(2, 1, h, w), c=c, reduction=8)
         assert form is not None
-        assert (place.parameters, place.macs) == form
+        assert (place.parameters, place.macs) == (form.params, form.macs)
         assert place.config == {"c": c, "reduction": 8}
     with FlopCounterMode(display=False) as counter:
         resnet()(IMAGES)
@@ -258,6 +258,35 @@ def test_the_report_counts_exactly() -> None:
     assert "cbam went to 5 places" in text
     assert f"{report.parameters:+,}" in text
     assert "layer4.0.bn2" in text
+
+
+class Recurrent(nn.Module):
+    """A forecaster that passes a view of a parameter to a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(1, 1, 32))
+        self.embed, self.start = nn.Linear(7, 32), nn.Identity()
+        self.rnn = nn.LSTM(32, 16, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.start(self.first.expand(len(x), -1, -1))
+        return self.head(self.rnn(torch.cat([start, self.embed(x)], 1))[0][:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "macs"),
+    [
+        # embedding and head, 24 steps; two directions of two layers of four gates, 25 steps
+        (Recurrent, 24 * 2 * 7 * 32 + 25 * 4 * 4 * 16 * (32 + 16)),
+        # per layer: four projections, scores and sums, two of the feed-forward
+        (Forecaster, 24 * (2 * 7 * 32 + 2 * (4 * 32 * 32 + 2 * 24 * 32 + 2 * 32 * 64))),
+    ],
+)
+def test_layers_of_one_operator_are_counted(make: Callable[[], nn.Module], macs: int) -> None:
+    report = attnzoo.insert(make(), "head", "mamba", example_input=SERIES, dry_run=True)
+    assert report.network_macs == macs
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -377,7 +406,14 @@ def test_sync_batch_norm_and_functional_calls_find_their_way() -> None:
     assert torch.equal(synced(IMAGES), wanted)
 
 
-@pytest.mark.parametrize("case", ["resnet", "conv1d forecaster", "inside torch's fused layer"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("resnet", marks=pytest.mark.slow),
+        "conv1d forecaster",
+        "inside torch's fused layer",
+    ],
+)
 def test_compiles_and_exports(case: str) -> None:
     make, where, name, x, keywords, _ = NETWORKS[case]
     net = moved(make())
@@ -451,7 +487,13 @@ def test_wrong_types_and_inputs_are_refused() -> None:
     )
     for where, keywords, words in (
         (3, {}, "where=3 must be"),
-        ("layer1", {"c": 64}, "every place has its own"),
+        (nn.Conv2d, {}, "where=.*Conv2d.* must be .*isinstance"),
+        (re.compile(b"layer1"), {}, "re.Pattern of str"),
+        ("layer1", {"c": 64}, "c=64 is not for insert"),
+        ("layer1", {"device": "cpu"}, "device='cpu' is not for insert"),
+        ("layer1", {"residual": "no"}, "residual='no' must be True or False"),
+        ("layer1", {"zero_init": 1}, "zero_init=1 must be True or False"),
+        ("layer1", {"dry_run": None}, "dry_run=None must be True or False"),
         ("layer1", {"example_input": 3}, "example_input must be"),
         ("layer1", {"reduktion": 4}, "its signature is"),
         ("layer1", {"channel_axis": 1.0}, "channel_axis=1.0"),

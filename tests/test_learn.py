@@ -76,3 +76,21 @@ def test_every_block_learns(name: str) -> None:
         result = learn.train(learn.TASKS["co2"], name, True, 77, 6)
         assert result.moved
         assert result.score < 60, "better than forecasting no change"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "1"], "at least 2"),
+        (["--epochs", "0"], "--epochs 0 must be at least 1"),
+        (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--blocks", "senet"], "did you mean 'se'"),
+        (["--blocks", "mamba", "--tasks", "digits"], "none of mamba fits any of digits"),
+    ],
+)
+def test_misuse_is_told(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        learn.main(arguments)
+    assert words in capsys.readouterr().err

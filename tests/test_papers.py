@@ -13,7 +13,7 @@ import papers  # noqa: E402
 TEXT = papers.PAGE.read_text()
 ROWS = papers.rows()
 QUICK = ("SE-ResNet-50", "CBAM-ResNet-18", "CBAM-ResNet-50", "MobileNetV2", "SKNet-50", "L-TAE")
-QUICK += ("EfficientViT-B1", "SwiftFormer-XS", "Pyraformer")
+QUICK += ("EfficientViT-B1", "SwiftFormer-XS", "Agent-DeiT-T", "Pyraformer")
 
 
 def marked(row: papers.Row) -> object:

@@ -15,7 +15,7 @@ from attnzoo import capabilities, registry
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the catalogue, so that what a test registers is gone afterwards."""
-    monkeypatch.setattr(registry, "_blocks", dict(registry._blocks))
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
 
 
 class Twice(nn.Module):

@@ -26,7 +26,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that forgets what the test put in."""
-    monkeypatch.setattr(registry, "_blocks", dict(registry._blocks))
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
 
 
 @pytest.fixture(scope="module")

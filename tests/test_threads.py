@@ -16,7 +16,7 @@ THREADS, ROUNDS = 8, 10
 @pytest.fixture(autouse=True)
 def _scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the catalogue, so that what a test registers is gone afterwards."""
-    monkeypatch.setattr(registry, "_blocks", dict(registry._blocks))
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
 
 
 def fresh() -> type[nn.Module]:
@@ -73,7 +73,7 @@ def test_one_class_under_many_names() -> None:
 
 
 def test_building_goes_on_beside_registering() -> None:
-    names = sorted(registry._blocks)[:4]
+    names = sorted(registry._catalogue())[:4]
     built: dict[tuple[int, str], int] = {}
 
     def work(i: int) -> None:
@@ -111,7 +111,7 @@ def test_devices_and_dtypes_of_threads_stay_apart() -> None:
      {"family": "animal"}, {"example": [1]}, {"limits": {"flying": "no"}}, {"inputs": 3}],
 )  # fmt: skip
 def test_a_failed_registration_leaves_no_trace(options: dict[str, object]) -> None:
-    cls, before = fresh(), dict(registry._blocks)
+    cls, before = fresh(), dict(registry._catalogue())
     init = cls.__init__
     with pytest.raises((ValueError, TypeError)) as caught:
         attnzoo.register("mine", **{"layout": "image", **options})(cls)  # type: ignore[arg-type]

@@ -113,6 +113,12 @@ def test_the_command_lists_what_takes_a_block(capsys: pytest.CaptureFixture[str]
     assert [t.call for t in takers("se", "gcresnet33ts")] == ["attn_layer=layer"]
 
 
-def test_blocks_without_an_image_are_refused() -> None:
+def test_blocks_without_an_image_and_globs_without_a_network_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(ValueError, match="timm's layers take an image"):
         attnzoo.attn_layer("mamba")
+    assert cli.main(["timm", "se", "resnett18"]) == 2
+    assert "'resnett18' matches no network of timm; did you mean 'resnet18'" in (
+        capsys.readouterr().err
+    )

@@ -66,7 +66,7 @@ def work(block: nn.Module, inputs: Inputs) -> Work:
         UncountedOperatorError: an operator is called that nobody counts.
     """
     counter, forms = _Counter(), sdpa_kernel(SDPBackend.MATH)
-    with evaluating(block), torch.no_grad(), plain_forms(), forms, _mha_in_parts(), counter:
+    with evaluating(block), torch.no_grad(), plain_forms(), forms, mha_in_parts(), counter:
         call(block, first(inputs))
     return counter.work
 
@@ -135,7 +135,7 @@ def peak_bytes(block: nn.Module, inputs: Inputs, device: str) -> int | None:
 
 
 @contextlib.contextmanager
-def _mha_in_parts() -> Iterator[None]:
+def mha_in_parts() -> Iterator[None]:
     """Within it `nn.MultiheadAttention` calls its products, not one operator for all of itself."""
     mha = torch.backends.mha
     before = mha.get_fastpath_enabled()

@@ -123,6 +123,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
     """Rank 1 dies of its first row, once rank 0, which has the two others to do, has one."""
     script, out = tmp_path / "dying.py", tmp_path / "out"

@@ -54,6 +54,15 @@ def test_two_ranks_share_the_rows_in_order(tmp_path: Path) -> None:
         (["--sweep", "reductoin=4,8"], "did you mean 'reduction'"),
         (["--sweep", "c=8,16", "--sweep", "c=4"], "each key once"),
         (["--sweep", "size=0,4"], "0 is not one of the whole numbers"),
+        (["--sweep", "size=3x"], "'3x' is not one of the whole numbers of at least 1 or HxW"),
+        (["--sweep", "c=8,NaN"], "a number must be finite"),
+        (["--sweep", "c=8,1e999"], "a number must be finite"),
+        (["--sweep", "c=8", "--c", "16"], "--c and --sweep c: give one of the two"),
+        (["--sweep", "T=8", "--steps", "4"], "--steps and --sweep T: give one of the two"),
+        (["--device", "meta"], "device='meta' computes nothing"),
+        (["--threads", "100000"], "threads=100000 must be at most 1024"),
+        (["--dtype", "float32,"], "dtype='' must be one of"),
+        (["--mode", "eager,fast"], "mode='fast' must be one of"),
     ],
 )
 def test_misuse_is_worded(

@@ -278,3 +278,26 @@ def test_describe_and_show_tell_both_counts(capsys: pytest.CaptureFixture[str]) 
     assert "172,032 multiply-adds as computed here" in shown
     main(["show", "se"])
     assert "as computed here" not in capsys.readouterr().out
+
+
+UNSEEN: list[tuple[str, dict[str, Any], int]] = [  # the specifications' forms at other sizes
+    ("se", {"c": 48, "reduction": 6}, 2 * 48 * 8),
+    ("cbam", {"c": 48, "reduction": 8, "kernel_size": 5}, 2 * 2 * 48 * 6 + 2 * 25 * 143),
+    ("coordatt", {"c": 48, "reduction": 4}, 24 * 2 * 48 * 12),
+    ("triplet", {"c": 48, "kernel_size": 5}, 2 * 25 * (48 * 13 + 48 * 11 + 143)),
+    ("danet_channel", {"c": 48}, 2 * 48 * 48 * 143),
+    ("danet_position", {"c": 48, "reduction": 4}, 143 * 48 * (2 * 12 + 48) + 143**2 * 60),
+    ("swiftformer", {"c": 48, "token_dim": 40, "heads": 2}, 143 * (7680 + 80 + 6400 + 3200)),
+    ("mamba", {"c": 40, "state": 8}, 19 * (6400 + 80 * 19 + 240 + 3200 + 80 * 4 + 80 * 8)),
+    ("m_gtu", {"c": 16, "length": 19}, 512 * (17 * 3 + 15 * 5 + 13 * 7) + 16 * 45 * 19),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "macs"), UNSEEN, ids=[name for name, *_ in UNSEEN])
+def test_a_measured_row_has_the_specifications_count(
+    name: str, config: dict[str, Any], macs: int
+) -> None:
+    row = attnzoo.measure(
+        name, **config, batch=3, size=(11, 13), steps=19, threads=1, min_time=0.002
+    )
+    assert row.to_json()["macs"] == macs

@@ -120,20 +120,6 @@ def saved_bytes(block: nn.Module, inputs: Inputs) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(block: nn.Module, inputs: Inputs, device: str) -> int | None:
-    """Most bytes a training step holds above what was there before it; None where not counted."""
-    if torch.device(device).type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    outputs = [t for t in tensors(call(block, inputs)) if t.requires_grad]
-    wanted = [t for t in (*tensors(inputs), *block.parameters()) if t.requires_grad]
-    torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 @contextlib.contextmanager
 def mha_in_parts() -> Iterator[None]:
     """Within it `nn.MultiheadAttention` calls its products, not one operator for all of itself."""

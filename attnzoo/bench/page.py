@@ -48,7 +48,8 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _head(column: Column) -> str:
-    kind = ' class="number"' if column.number else ""
+    name = ' class="name"' if column.title == "block" else ""
+    kind = ' class="number"' if column.number else name
     return (
         f'<th scope="col" aria-sort="none"{kind}><button type="button" '
         f'title="{html.escape(column.means)}">{html.escape(column.title)}</button></th>'

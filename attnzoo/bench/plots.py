@@ -75,29 +75,39 @@ def batch(row: PlainRow) -> int:
 
 
 def _against_macs(rows: Sequence[PlainRow]) -> "Figure":
-    axes = _axes(
+    return _against(
+        rows,
+        lambda row: row["macs"] * batch(row),
         "Latency against multiply-adds",
         "MACs of the forward pass, whole batch",
-        "forward pass, ms (20th to 80th percentile)",
-        len(rows),
+        ("roof_macs", "all MACs", "GMAC/s"),
     )
-    _scatter(axes, rows, lambda row: row["macs"] * batch(row), _latency)
-    for name, rate in _roofs(rows, "roof_macs").items():
-        _floor(axes, rate, f"all MACs at {rate / 1e9:.3g} GMAC/s, {name}")
-    return _finished(axes, rows, lambda row: row["macs"] * batch(row), _latency)
 
 
 def _against_bytes(rows: Sequence[PlainRow]) -> "Figure":
-    axes = _axes(
+    return _against(
+        rows,
+        lambda row: row["bytes_forward"],
         "Latency against minimum bytes",
         "bytes any implementation must move in the forward pass, whole batch",
-        "forward pass, ms (20th to 80th percentile)",
-        len(rows),
+        ("roof_bandwidth", "all bytes", "GB/s"),
     )
-    _scatter(axes, rows, lambda row: row["bytes_forward"], _latency)
-    for name, rate in _roofs(rows, "roof_bandwidth").items():
-        _floor(axes, rate, f"all bytes at {rate / 1e9:.3g} GB/s, {name}")
-    return _finished(axes, rows, lambda row: row["bytes_forward"], _latency)
+
+
+def _against(
+    rows: Sequence[PlainRow],
+    work: Callable[[PlainRow], float],
+    title: str,
+    said: str,
+    roof: tuple[str, str, str],
+) -> "Figure":
+    """Latency against some work, with the line of those that do it at the rate of a roof."""
+    axes = _axes(title, said, "forward pass, ms (20th to 80th percentile)", len(rows))
+    _scatter(axes, rows, work, _latency)
+    key, everything, unit = roof
+    for name, rate in _roofs(rows, key).items():
+        _floor(axes, rate, f"{everything} at {rate / 1e9:.3g} {unit}, {name}")
+    return _finished(axes, rows, work, _latency)
 
 
 def _roofline(rows: Sequence[PlainRow]) -> "Figure":

@@ -5,21 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+from .columns import CONDITIONS, VERSIONS
+
 # Rows that agree in these are the same task on the same machine: only they are ranked together.
-TASK = (
-    "layout",
-    "shape",
-    "device",
-    "device_name",
-    "dtype",
-    "autocast",
-    "channels_last",
-    "mode",
-    "threads",
-    "torch",
-    "python",
-    "attnzoo",
-)
+TASK = ("layout", "shape", *CONDITIONS, *VERSIONS)
 RANKS = {"rank": "latency_forward", "rank_training": "latency_training"}
 
 

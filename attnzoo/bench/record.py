@@ -38,9 +38,7 @@ class Record:
             self.earlier = results.resumed(self.folder, wanted)
         else:
             results.set_aside(self.folder)
-        results.save(self.folder / results.NAME, self.rows())
-        for file in results.of_ranks(self.folder):
-            file.unlink()
+        self._merge(results.arranged(self.order, self.earlier))
         return {results.key(row) for row in self.earlier if isinstance(row, Row)}
 
     def add(self, row: Result) -> None:
@@ -58,7 +56,10 @@ class Record:
     def end(self) -> list[Result]:
         """Merge what all ranks wrote into `bench.json`, once they are done; returns the rows."""
         rows = self.rows()
+        self._merge(rows)
+        return rows
+
+    def _merge(self, rows: Sequence[Result]) -> None:
         results.save(self.folder / results.NAME, rows)
         for file in results.of_ranks(self.folder):
             file.unlink()
-        return rows

@@ -1,14 +1,18 @@
 """Result files: written whole or not at all, one writer to a folder, read back with checks."""
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .row import SCHEMA, Failure, Row, from_json
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 Result = Row | Failure
 NAME = "bench.json"
@@ -43,8 +47,8 @@ def load(path: Path) -> list[Result]:
     if not file.exists():
         raise ValueError(f"{file} does not exist; `attnzoo bench --out DIR` writes {NAME}")
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or no result file: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} is no result file: it must be a list of rows")
@@ -87,13 +91,11 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def set_aside(folder: Path) -> list[Path]:
-    """Copy what an earlier run measured into `previous`; returns the copied files' paths."""
-    found = _files(folder)
-    for file in found:
+def set_aside(folder: Path) -> None:
+    """Move what an earlier run measured into `previous`, its ranks' rows included."""
+    for file in _files(folder):
         (folder / PREVIOUS).mkdir(exist_ok=True)
-        replace(folder / PREVIOUS / file.name, file.read_bytes())
-    return found
+        file.replace(folder / PREVIOUS / file.name)
 
 
 def resumed(folder: Path, wanted: Mapping[str, Any]) -> list[Result]:
@@ -145,38 +147,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(data: dict[str, Any]) -> Result:
-    """One row, its fields held to the schema's names, types and least values."""
+    """One row; what breaks the schema is refused, and a row of another version by `from_json`."""
     if data.get("schema") == SCHEMA:
-        parts = schema()["$defs"]
-        part = parts["failed" if "error" in data else "measured"]
-        rules = parts["identity"]["properties"] | part["properties"]
-        for name in (*part["required"], *data):
-            if name not in data or name not in rules:
-                raise ValueError(f"{name!r} is {'unknown' if name in data else 'missing'} in a row")
-            if not _fits(data[name], rules[name]):
-                raise ValueError(f"{name}={data[name]!r} must meet {json.dumps(rules[name])}")
+        for fault in _validator().iter_errors([data]):
+            where = fault.json_path.replace("$[0]", str(data.get("block")), 1)
+            raise ValueError(f"{where}: {fault.message}")
     return from_json(data)
 
 
-def _fits(value: Any, rule: dict[str, Any]) -> bool:
-    if "enum" in rule:
-        return value in rule["enum"]
-    names = rule.get("type", [])
-    kinds = [_TYPES[name] for name in ([names] if isinstance(names, str) else names)]
-    if value is None or isinstance(value, bool):
-        return not kinds or type(value) in kinds
-    least = rule.get("minimum", rule.get("exclusiveMinimum"))
-    if least is not None and isinstance(value, (int, float)):
-        return value > least or (value == least and "minimum" in rule)
-    return not kinds or isinstance(value, tuple(kinds))
+@functools.cache
+def _validator() -> "Validator":
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(schema())
 
 
-_TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
-}
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

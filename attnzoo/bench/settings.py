@@ -11,6 +11,7 @@ from ..registry import Entry, Extent
 from .row import Mode
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+MOST_THREADS = 1024  # past a system's own limit OpenMP ends the process, with no error to catch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,12 @@ class Settings:
         check.device("device", self.device)
         if not 0 < self.min_time < float("inf"):
             raise ValueError(f"min_time={self.min_time} must be a positive number of seconds")
+        if self.kind == "meta":
+            raise ValueError("device='meta' computes nothing; take one that does, such as 'cpu'")
         if self.threads is not None:
             check.positive(threads=self.threads)
+            if self.threads > MOST_THREADS:
+                raise ValueError(f"threads={self.threads} must be at most {MOST_THREADS}")
         if self.autocast and self.dtype not in ("bfloat16", "float16"):
             raise ValueError(
                 f"autocast=True needs dtype='bfloat16' or 'float16', not {self.dtype!r}"

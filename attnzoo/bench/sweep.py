@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ def parse(text: str) -> Sweep:
         values = [_value(word) for word in rest.split(",")]
     if any(value in values[:i] for i, value in enumerate(values)) or "" in values:
         raise ValueError(f"--sweep {text!r}: each value must be there once")
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise ValueError(f"--sweep {text!r}: a number must be finite")
     if key in EXTENTS:
         values = [_extent(key, value) for value in values]
     return Sweep(key, tuple(values))

@@ -83,7 +83,7 @@ def tasks(
 
 def _workload(entry: Entry, config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     fields: dict[str, Any] = {"config": _plain(config)}
-    with contextlib.suppress(ValueError, TypeError):  # to be raised again where it is performed
+    with contextlib.suppress(Exception):  # to be raised again where it is performed
         bound = entry.bind(**config)
         inputs = make_inputs(entry, bound, settings.extent(entry), device="meta")
         fields["shape"] = {

@@ -24,6 +24,9 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Compilers": {
         "compile": "torch.compile(fullgraph=True) trains as eager does, in both modes (aot_eager)",
+        "dynamic": "the same without recompilation when only the batch or the size changes: one "
+        "with dynamic=True, else a second for the second size; docs/deploying.md has torch's own "
+        "exceptions",
         "inductor": "torch.compile(fullgraph=True) with the default compiler trains as eager does",
         "export": "torch.export with every size dynamic: outputs and gradients at other sizes, "
         "saved, loaded and decomposed too",

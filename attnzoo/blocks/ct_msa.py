@@ -197,7 +197,7 @@ def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
     n, steps, width = qkv.shape
     count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
     step = torch.arange(count * window, device=qkv.device)
-    ragged = torch.compiler.is_exporting() or steps % window  # an exported graph serves any T
+    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
     if ragged:  # the last step, repeated, fills the last window
         qkv = qkv.index_select(1, step.clamp(max=steps - 1))
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)

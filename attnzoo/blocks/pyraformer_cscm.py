@@ -146,7 +146,7 @@ class _Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, steps, window = *x.shape[:2], self.conv.stride[0]
         size = steps // window
-        if torch.compiler.is_exporting():  # whose graph serves any T, with a rest or without
+        if torch.compiler.is_compiling():  # a graph serves any T, with a rest or without
             return F.elu(self.norm(self.conv(x.mT))).mT.contiguous()
         # Kernel = stride: one matrix product over whole windows.
         whole = x[:, : size * window].reshape(n * size, window * x.shape[2])  # NL WD

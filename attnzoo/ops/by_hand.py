@@ -64,6 +64,8 @@ class ByHand:
 
 def recording() -> bool:
     """Whether `make_fx` is writing down the operations of this call."""
+    if torch.compiler.is_compiling():  # which cannot look at the modes
+        return False
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 

@@ -116,7 +116,7 @@ def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
     assert sum(kept.values()) <= 2 * (1024 // CHUNK) * 16 * 16 * 8
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_export_serves_every_length(strict: bool) -> None:
     block = attnzoo.build("mamba", c=6, state=3).eval()
     every = {"x": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}  # no length guessed

@@ -86,9 +86,9 @@ def test_attention_only_equals_the_formulas(bias: bool) -> None:
     weights = {
         k.removeprefix("layers.0.0."): w for k, w in whole.items() if k.startswith("layers.0.0.")
     }
-    config = {"c": 6, "window": 5, "attention_only": True, "qkv_bias": bias, "length": 4}
+    config = {"c": 6, "window": 5, "attention_only": True, "qkv_bias": bias}
     block = attnzoo.from_upstream("ct_msa", weights, **config).double()
-    x = torch.randn(31, 6, dtype=torch.float64)  # longer than length: there are no positions
+    x = torch.randn(31, 6, dtype=torch.float64)  # longer than the default length: no positions
     assert_close(block(x), spelled_out({k: w.double() for k, w in weights.items()}, x, 2, 5, True))
 
 

@@ -61,7 +61,7 @@ def test_fsdp_gives_the_gradients_of_one_process(name: str, train: bool, pair: R
 @pytest.mark.capability("dcp")
 def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path: Path) -> None:
     pair.run(save_sharded, name, tmp_path, module=find(name).cls.__module__)
-    wanted, inputs = same(name)
+    wanted, inputs = trained(name)
     fresh = attnzoo.build(name, **find(name).example, dtype=torch.float64).eval()
     state = fresh.state_dict()
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
@@ -80,6 +80,14 @@ def test_a_network_with_blocks_put_in_trains_on_ranks(pair: Ranks) -> None:
     pair.run(inserted_equals_one_process)
 
 
+def test_fsdp_refuses_layers_whose_weights_are_folded(pair: Ranks) -> None:
+    pair.run(folded_layers_are_refused)
+
+
+def test_fsdp_tells_of_an_output_that_is_a_view(pair: Ranks) -> None:
+    pair.run(views_are_told)
+
+
 def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
     pair.run(sync_batch_norm_is_refused)
 
@@ -88,9 +96,10 @@ def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
     "check, words",
     [
         ("fails", "rank 1: Traceback(.|\n)*KeyError: 'gone'"),
-        ("dies", "rank 1: the process ended with exit code 7"),
-        ("hangs", "rank 1 gave no answer within 5 s"),
+        pytest.param("dies", "rank 1: the process ended with exit code 7", marks=pytest.mark.slow),
+        pytest.param("hangs", "rank 1 gave no answer within 5 s", marks=pytest.mark.slow),
     ],
+    ids=["fails", "dies", "hangs"],
 )
 def test_a_failing_rank_is_told_and_the_next_check_runs(
     check: str, words: str, pair: Ranks
@@ -154,6 +163,20 @@ def inserted_equals_one_process() -> None:
         assert_close(WORLD * theirs[name].grad, parameter.grad)
 
 
+def folded_layers_are_refused() -> None:
+    block, inputs = same("dia")
+    fully_shard(block.downavg, mesh=init_device_mesh("cpu", (WORLD,)))
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        call(block, inputs)
+
+
+def views_are_told() -> None:
+    block, inputs = same("mamba")
+    fully_shard(block, mesh=init_device_mesh("cpu", (WORLD,)))
+    with pytest.warns(UserWarning, match="FSDP2-wrapped module .* returned a view"):
+        call(block, inputs)
+
+
 def sync_batch_norm_is_refused() -> None:
     block, inputs = same("cbam", True)
     synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(block)
@@ -162,7 +185,7 @@ def sync_batch_norm_is_refused() -> None:
 
 
 def save_sharded(name: str, folder: Path) -> None:
-    block, _ = same(name)
+    block, _ = trained(name)
     fully_shard(block, mesh=init_device_mesh("cpu", (WORLD,)))
     dcp.save(block.state_dict(), checkpoint_id=folder)
 
@@ -186,6 +209,14 @@ def same(name: str, train: bool = False) -> tuple[nn.Module, Inputs]:
     """The block and the joint batch, alike in every call and process."""
     torch.manual_seed(0)
     return made(name, BATCH, torch.float64, train)[1:]
+
+
+def trained(name: str) -> tuple[nn.Module, Inputs]:
+    """The same with buffers, too, that are no fresh block's."""
+    block, inputs = same(name)
+    for buffer in block.buffers():
+        buffer += 1
+    return block, inputs
 
 
 def half(name: str, rank: int) -> Inputs:

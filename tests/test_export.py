@@ -13,38 +13,55 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import attnzoo
 from attnzoo.bench.workload import call, make_inputs, tensors
-from attnzoo.registry import Inputs, find
+from attnzoo.registry import Extent, Inputs, find
 
 from contract import ODD, arranged, blocks, call_like, made, step
 from tolerances import assert_close
 
-pytestmark = blocks
-
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 OPSET = 20
-# smaller and larger than traced, odd and even, batch 1, and as far as a map of 7 x 7 divides
+# smaller and larger than traced, odd and even, batch 1
 SIZES = (
     ODD,
-    attnzoo.Extent(2, 24, 14, 14),
-    attnzoo.Extent(4, 12, 10, 8),
-    attnzoo.Extent(1, 7, 7, 5),
-    attnzoo.Extent(1, 23, 33, 40),
+    Extent(2, 24, 14, 14),
+    Extent(4, 14, 10, 8),
+    Extent(1, 12, 7, 5),
+    Extent(1, 23, 33, 40),
 )
+TINY = (Extent(2, 7, 2, 2), Extent(2, 1, 1, 1), Extent(3, 2, 1, 9), Extent(1, 3, 9, 1))
 
 
 @pytest.mark.slow
+@blocks
 @modes
 @pytest.mark.capability("export")
 def test_a_program_trains_as_eager_at_any_size(name: str, train: bool) -> None:
     block, program = exported(name, train)
     for extent in SIZES:
+        if train:  # BatchNorm refuses to train on one value
+            extent = extent._replace(batch=max(2, extent.batch))
         dtype = torch.float64 if train else torch.float32
         assert_trains_alike(block, program, inputs_of(name, extent, dtype))
 
 
 @pytest.mark.slow
+@blocks
+def test_a_program_gives_eager_outputs_at_tiny_sizes_or_refuses(name: str) -> None:
+    block, program = exported(name, False)
+    for extent in TINY:
+        inputs = inputs_of(name, extent)
+        try:
+            wanted = list(tensors(call(block, inputs)))
+            found = list(tensors(call_like(block, program.module(), inputs)))
+        except (ValueError, AssertionError) as error:
+            assert isinstance(error, ValueError) or "Guard failed" in str(error)
+        else:
+            assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@blocks
 @pytest.mark.capability("export")
 def test_a_saved_program_is_the_program(name: str) -> None:
     block, program = exported(name, False)
@@ -55,6 +72,7 @@ def test_a_saved_program_is_the_program(name: str) -> None:
 
 
 @pytest.mark.slow
+@blocks
 @pytest.mark.capability("export")
 def test_a_decomposed_program_has_the_gradients(name: str) -> None:
     block, program = exported(name, False)
@@ -63,6 +81,7 @@ def test_a_decomposed_program_has_the_gradients(name: str) -> None:
         assert_trains_alike(block, core, inputs_of(name, extent))
 
 
+@blocks
 @modes
 @pytest.mark.capability("make_fx")
 def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
@@ -82,6 +101,7 @@ def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
 
 
 @pytest.mark.slow
+@blocks
 @pytest.mark.capability("onnx")
 def test_onnx_of_one_size_gives_eager_outputs(name: str) -> None:
     _, block, inputs = made(name, ODD)
@@ -93,6 +113,7 @@ def test_onnx_of_one_size_gives_eager_outputs(name: str) -> None:
 
 
 @pytest.mark.slow
+@blocks
 @pytest.mark.capability("onnx_dynamic")
 def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
     block, program = exported(name, False)
@@ -101,6 +122,31 @@ def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
         inputs = inputs_of(name, extent)
         wanted = list(tensors(call(block, inputs)))
         assert_close(in_onnxruntime(block, session, inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "below"),
+    [
+        ("dia", Extent(height=3, width=3), Extent(height=3, width=2)),  # a mask 2 wide, or 1
+        ("ct_msa", Extent(steps=7), Extent(steps=6)),  # windows of 6
+        ("pyraformer_cscm", Extent(steps=12), Extent(steps=11)),  # windows of 3 * 2 at the top
+    ],
+)
+def test_a_program_refuses_a_size_that_is_one_inside(
+    name: str, least: Extent, below: Extent
+) -> None:
+    block, program = exported(name, False)
+    assert_trains_alike(block, program, inputs_of(name, least))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        call_like(block, program.module(), inputs_of(name, below))
+
+
+def test_a_decomposed_batch_norm_does_not_train_in_torch_itself() -> None:
+    norm, x = nn.BatchNorm1d(3), torch.randn(4, 3)
+    program = torch.export.export(norm, (x,))
+    program.module()(x).sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        program.run_decompositions().module()(x).sum().backward()
 
 
 @functools.cache
@@ -123,7 +169,7 @@ def _dynamic(value: Any) -> Any:
     return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1}
 
 
-def inputs_of(name: str, extent: attnzoo.Extent, dtype: torch.dtype = torch.float32) -> Inputs:
+def inputs_of(name: str, extent: Extent, dtype: torch.dtype = torch.float32) -> Inputs:
     entry = find(name)
     return make_inputs(entry, dict(entry.example), extent, seed=3, dtype=dtype)
 

@@ -116,7 +116,7 @@ def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
     assert sum(kept.values()) <= 2 * (1024 // CHUNK) * 16 * 16 * 8
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_export_serves_every_length(strict: bool) -> None:
     block = attnzoo.build("mamba", c=6, state=3).eval()
     every = {"x": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}  # no length guessed
@@ -273,3 +273,12 @@ def test_a_training_step_beats_the_loop_forty_times(monkeypatch: pytest.MonkeyPa
     ours = min(seconds() for _ in range(5))
     monkeypatch.setattr("attnzoo.blocks.mamba.selective_scan", authors_scan)
     assert seconds() > 40 * ours
+
+
+def test_a_graph_for_any_length_serves_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnzoo.ops.selective_scan.LONGEST", 40)
+    block = attnzoo.build("mamba", c=4, state=3).eval()
+    shapes = {"x": {1: torch.export.Dim.AUTO}}
+    module = torch.export.export(block, (torch.randn(2, 13, 4),), dynamic_shapes=shapes).module()
+    x = torch.randn(2, 40, 4)
+    assert_close(module(x), block(x))

@@ -23,7 +23,7 @@ from .by_hand import ByHand
 from .precision import as_given
 
 BLOCK = 8  # steps of a block of the plain form
-LEVELS = 8  # of blocks in an exported graph, enough for 10 ** 7 steps
+LONGEST = 10**6  # steps that a graph for any length serves; more cost every exporter time
 CHUNK = 32  # steps between the states that the hand-written pair keeps
 SLAB = 2**15  # numbers in the states that a CPU advances together: a chunk stays in its cache
 
@@ -58,7 +58,7 @@ def _plain(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 def _levels(steps: int) -> int:
     if isinstance(steps, torch.SymInt) or torch.compiler.is_exporting():
-        return LEVELS
+        steps = LONGEST
     levels = 1
     while steps >= BLOCK:
         steps = _blocks(steps)

@@ -52,7 +52,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--autocast", action="store_true", help="float32 parameters under autocast to the dtype"
     )
     command.add_argument("--channels-last", action="store_true", help="images in channels_last")
-    command.add_argument("--threads", type=_count, metavar="N", help="threads of the CPU")
+    command.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="threads of the CPU (%(default)s: a second one waits for its core on a busy machine)",
+    )
     command.add_argument("--cold", action="store_true", help="on CUDA, times with a cold L2 too")
     command.add_argument("--c", type=_count, help="channels, of every block that takes c")
     command.add_argument("--size", type=_size, help="image side N, or HxW; length of a sequence")

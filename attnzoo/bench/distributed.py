@@ -22,7 +22,6 @@ class Group:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1
 
     def share(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank; where it fails, the other ranks leave quietly."""
@@ -55,12 +54,6 @@ class Group:
             )
         return f"{asked}:{self.local_rank}"
 
-    def threads(self, asked: int | None) -> int | None:
-        """Threads of this process: those asked for, or with several ranks an even share."""
-        if asked is not None or self.size == 1:
-            return asked
-        return max(1, (os.cpu_count() or 1) // self.local_size)
-
 
 @contextlib.contextmanager
 def joined() -> Iterator[Group]:
@@ -70,11 +63,10 @@ def joined() -> Iterator[Group]:
         yield Group()
         return
     here = {name: int(os.environ[name.upper()]) for name in ("local_rank", "rank")}
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        yield Group(size=size, local_size=local_size, **here)
+        yield Group(size=size, **here)
     finally:
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()

@@ -79,7 +79,7 @@ def _plan(options: argparse.Namespace, group: Group) -> list[tuple[run.Task, Poi
             mode=mode,
             autocast=options.autocast,
             channels_last=options.channels_last,
-            threads=group.threads(options.threads),
+            threads=options.threads,
             cold=options.cold,
             batch=options.batch,
             size=options.size,

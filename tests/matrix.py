@@ -91,6 +91,11 @@ class Matrix:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        theirs = {key: text for key, text in sorted(self.cells().items()) if not ours(key[0])}
+        if theirs:
+            terminalreporter.section("capabilities of blocks of your own")
+            for (block, capability), text in theirs.items():
+                terminalreporter.line(f"{block}, {capability}: {text}")
         if self.problems:
             terminalreporter.section("capability matrix", red=True)
             for line in self.problems:

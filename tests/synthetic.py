@@ -1,11 +1,11 @@
 """Rows of the benchmark made up in tests."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from attnzoo.bench.row import Latency, Row
 
-MS = Latency(median=1.0, p20=0.95, p80=1.05, samples=100, least=0.9)
+MS = Latency(median=1.0, p20=0.95, p80=1.05, samples=100, pulse_us=500.0)
 
 
 def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
@@ -38,8 +38,6 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
             latency_forward_cold=None,
             latency_training_cold=None,
             compile_seconds=None,
-            pulse_ms=0.5,
-            pulse_least_ms=0.4,
             memory_saved_bytes=1000,
             memory_peak_bytes=None,
             roof_bandwidth=1e10,
@@ -60,5 +58,5 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
 
 def slower(latency: Latency, factor: float) -> Latency:
     """The same distribution, every sample longer by a factor."""
-    m, p20, p80, samples, least = (getattr(latency, f.name) for f in fields(latency))
-    return Latency(m * factor, p20 * factor, p80 * factor, samples, least * factor)
+    m, p20, p80 = latency.median * factor, latency.p20 * factor, latency.p80 * factor
+    return replace(latency, median=m, p20=p20, p80=p80)

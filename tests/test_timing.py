@@ -44,10 +44,11 @@ def passes(block: nn.Module) -> Passes:
 def test_more_work_takes_longer() -> None:
     """Twenty times the work, in turns: the shortest of each, which no neighbor inflates."""
     little, much = passes(Spin(1_000)), passes(Spin(20_000))
+    beat = timing.Pulse(QUICK)
     a, b = [], []
     for _ in range(5):
-        a.append(min(timing.samples(little.forward.step, QUICK, 0.005)))
-        b.append(min(timing.samples(much.forward.step, QUICK, 0.005)))
+        a.append(min(timing.samples(little.forward.step, QUICK, 0.005, beat)))
+        b.append(min(timing.samples(much.forward.step, QUICK, 0.005, beat)))
     assert 5 < min(b) / min(a) < 80
 
 
@@ -55,28 +56,43 @@ def test_every_round_samples_every_pass_and_the_pulse(monkeypatch: pytest.Monkey
     order: list[str] = []
     names = {False: "forward", True: "train"}
 
-    def samples(step: Any, *args: Any, **keywords: Any) -> list[float]:
+    def samples(step: Any, settings: Any, share: float, beat: timing.Pulse, *rest: Any) -> Any:
         order.append(names[step.training])
+        beat.waiting.append(float(len(order)))
         return [float(len(order))]
 
-    def take(beat: timing.Pulse) -> None:
+    def pulse(beat: timing.Pulse) -> float:
         order.append("pulse")
-        beat.samples.append(float(len(order)))
+        return 0.5
 
     monkeypatch.setattr(timing, "samples", samples)
-    monkeypatch.setattr(timing.Pulse, "take", take)
+    monkeypatch.setattr(timing.Pulse, "_time", pulse)
     found = timing.times(passes(Spin(1)), QUICK)
-    assert order == timing.ROUNDS * ["forward", "pulse", "train", "pulse", "train", "pulse"]
-    assert found["latency_forward"].median == statistics.median(range(1, len(order), 6))
-    assert found["latency_forward"].least == 1
-    assert (found["pulse_ms"], found["pulse_least_ms"]) == (len(order) / 2 + 1, 2)
+    turn = ["forward", "pulse", "train", "pulse", "train", "pulse"]
+    assert order == ["pulse", *timing.ROUNDS * turn]
+    assert found["latency_forward"].median == statistics.median(range(2, len(order), 6))
+    assert found["latency_forward"].pulse_us == 500
     assert found["latency_forward_cold"] is None
 
 
-def test_pulses_come_in_between_the_samples_of_a_pass() -> None:
+def test_samples_are_held_to_the_pulses_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine gets four times as slow: a sample takes three pulses before and after."""
+    pulses = iter([1.0, 1.0, *8 * [4.0]])
+    monkeypatch.setattr(timing.Pulse, "_time", lambda beat: next(pulses))
     beat = timing.Pulse(QUICK)
-    timing.samples(passes(Spin(1_000)).forward.step, QUICK, 0.05, beat)
-    assert len(beat.samples) >= 3
+    for ms in (3, 6, 12):
+        beat.between(10, 10 * ms / 1e3)
+    assert beat.ratios() == pytest.approx([3, 3, 3])
+    assert beat.ratios() == []
+
+
+def test_pulses_come_in_between_the_samples_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(timing.Pulse, "take", lambda beat: taken.append(len(beat.waiting)))
+    beat = timing.Pulse(QUICK)
+    found = timing.samples(passes(Spin(1_000)).forward.step, QUICK, 0.05, beat)
+    assert beat.waiting == pytest.approx(found)
+    assert len(set(taken)) >= 3
 
 
 def test_the_pulse_does_the_same_work_every_time() -> None:

@@ -1,9 +1,9 @@
 """The machine's own part in a change: what all rows did together, and how far apart.
 
 A shared machine is slower when its neighbors work, by half and more, for milliseconds or minutes.
-The fastest sample of a row and the fastest of the pulses in between are both from its best moments,
-so their ratio is what two runs have in common: of a row that has not changed it moves by a few
-hundredths where medians move by a half.
+The median of a row's samples in pulses, each over those right before and after it, is what two runs
+have in common: of a row that has not changed it moves by a few hundredths where medians of
+milliseconds move by a half.
 """
 
 import math
@@ -15,16 +15,24 @@ from .match import Pair
 from .row import Latency, Row
 
 TIMES = ("latency_forward", "latency_training")
-OUTLYING = 3  # spreads of the other rows
+OUTLYING = 4  # spreads of the other rows
+UNLIKE = 0.35  # of the pulse's own shift, by which a row may have moved more or less than it
 ENOUGH = 12  # times, of six rows, for a spread to be told from
-ASSUMED = 0.07  # spread of fewer rows, in logarithms
+ASSUMED = 0.05  # spread of fewer rows, in logarithms
+
+
+class Shift(NamedTuple):
+    """How one time, or most of them, changed between two runs, in logarithms."""
+
+    time: float  # against the pulses beside its samples
+    pulse: float  # those pulses themselves
 
 
 class Noise(NamedTuple):
     """What the machine did to every row between two runs, in logarithms."""
 
-    drift: float  # what most rows did, against their pulses
-    spread: float  # of single rows around that
+    drift: Shift  # what most rows did
+    spread: float  # of single rows' times around that
 
 
 class Move(NamedTuple):
@@ -39,31 +47,37 @@ class Move(NamedTuple):
 def noise(found: Sequence[Pair]) -> Noise:
     """The noise between two runs, from all rows that both have."""
     both = [(a, b) for a, b in found if isinstance(a, Row) and isinstance(b, Row)]
-    moves = [shift(a, b, name) for a, b in both for name in TIMES]
-    if len(moves) < ENOUGH:
-        return Noise(0.0, ASSUMED)
-    common = statistics.median(moves)
-    apart = sorted(abs(move - common) for move in moves)
-    return Noise(common, max(1.48 * statistics.median(apart), apart[4 * len(apart) // 5] / 1.28))
+    shifts = [shift(a, b, name) for a, b in both for name in TIMES]
+    if len(shifts) < ENOUGH:
+        return Noise(Shift(0.0, 0.0), ASSUMED)
+    drift = Shift(*map(statistics.median, zip(*shifts, strict=True)))
+    apart = sorted(abs(one.time - drift.time) for one in shifts)
+    return Noise(drift, max(1.48 * statistics.median(apart), apart[4 * len(apart) // 5] / 1.28))
 
 
-def shift(old: Row, new: Row, name: str) -> float:
-    """How a time moved against the row's own pulse, fastest to fastest, in logarithms."""
+def shift(old: Row, new: Row, name: str) -> Shift:
+    """How a time of one row moved."""
     a: Latency = getattr(old, name)
     b: Latency = getattr(new, name)
-    return math.log(b.least / a.least) - math.log(new.pulse_least_ms / old.pulse_least_ms)
+    pulse = math.log(b.pulse_us / a.pulse_us)
+    return Shift(math.log(b.median / a.median) - pulse, pulse)
 
 
-def moved(shift: float, tolerance: float, among: Noise) -> Move:
+def moved(shift: Shift, tolerance: float, among: Noise) -> Move:
     """Whether one time moved: past the tolerance, and by more than the noise."""
-    width = OUTLYING * among.spread
-    return _move(shift - among.drift, width, max(math.log1p(tolerance), width))
+    width = _width(shift, among)
+    return _move(shift.time - among.drift.time, width, max(math.log1p(tolerance), width))
 
 
 def together(tolerance: float, among: Noise) -> Move:
     """Whether all rows moved against the pulse, as a change to what they share makes them do."""
-    width = OUTLYING * among.spread
-    return _move(among.drift, width, math.log1p(tolerance) + width)
+    width = _width(among.drift, among)
+    return _move(among.drift.time, width, math.log1p(tolerance) + width)
+
+
+def _width(shift: Shift, among: Noise) -> float:
+    """Half the interval of a shift: the spread, and that no row follows the pulse to the letter."""
+    return math.hypot(OUTLYING * among.spread, UNLIKE * shift.pulse)
 
 
 def _move(own: float, width: float, least: float) -> Move:

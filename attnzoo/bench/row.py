@@ -21,7 +21,7 @@ class Latency:
     p20: float
     p80: float
     samples: int
-    least: float  # the fastest sample: what the machine did when nobody disturbed it
+    pulse_us: float  # microseconds of a fixed piece of work, timed right before and after samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,6 @@ class Row(Identity):
     latency_forward_cold: Latency | None  # with the L2 cache flushed before; CUDA, on request
     latency_training_cold: Latency | None
     compile_seconds: float | None  # of the first calls, apart from every latency; None when eager
-    pulse_ms: float  # a fixed reference workload, timed in between this row's samples: median
-    pulse_least_ms: float  # and the fastest
     memory_saved_bytes: int  # kept by autograd between forward and backward
     memory_peak_bytes: int | None  # of a training step, above what was there before; CUDA only
     roof_bandwidth: float  # bytes per second of a copy of the row's size, measured in this run
@@ -115,7 +113,7 @@ _ENDS = (
     ("p20", "_p20_ms"),
     ("p80", "_p80_ms"),
     ("samples", "_samples"),
-    ("least", "_least_ms"),
+    ("pulse_us", "_pulse_us"),
 )
 IDENTITY = tuple(f.name for f in fields(Identity))
 LATENCIES = tuple(f.name for f in fields(Row) if f.type in (Latency, Latency | None))

@@ -175,7 +175,7 @@ def test_the_command_tells_and_exits(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "nothing moved" in capsys.readouterr().out
     assert command([row(), row("eca")], [slow, row("eca", params=3)], tmp_path) == 1
     text = capsys.readouterr().out
-    assert "1.30 (1.06 to 1.59)" in text
+    assert "1.30 (1.09 to 1.55)" in text
     assert "slower" in text
     assert "512 -> 3" in " ".join(text.split())
     assert command([row()], [slow], tmp_path, "--tolerance", "0.5") == 0

@@ -58,12 +58,12 @@ def test_every_round_samples_every_pass_and_the_pulse(monkeypatch: pytest.Monkey
 
     def samples(step: Any, settings: Any, share: float, beat: timing.Pulse, *rest: Any) -> Any:
         order.append(names[step.training])
-        beat.waiting.append(float(len(order)))
+        beat.waiting.append((float(len(order)), False))
         return [float(len(order))]
 
-    def pulse(beat: timing.Pulse) -> float:
+    def pulse(beat: timing.Pulse) -> timing.Beat:
         order.append("pulse")
-        return 0.5
+        return timing.Beat(0.5, 0.5)
 
     monkeypatch.setattr(timing, "samples", samples)
     monkeypatch.setattr(timing.Pulse, "_time", pulse)
@@ -78,12 +78,31 @@ def test_every_round_samples_every_pass_and_the_pulse(monkeypatch: pytest.Monkey
 def test_samples_are_held_to_the_pulses_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine gets four times as slow: a sample takes three pulses before and after."""
     pulses = iter([1.0, 1.0, *8 * [4.0]])
-    monkeypatch.setattr(timing.Pulse, "_time", lambda beat: next(pulses))
+    monkeypatch.setattr(timing.Pulse, "_time", lambda beat: timing.Beat(*2 * [next(pulses)]))
+    monkeypatch.setattr(timing, "waits", lambda: 0)
     beat = timing.Pulse(QUICK)
     for ms in (3, 6, 12):
         beat.between(10, 10 * ms / 1e3)
-    assert beat.ratios() == pytest.approx([3, 3, 3])
+    found = beat.ratios()
+    assert [one.wall for one in found] == pytest.approx([3, 3, 3])
+    assert [one.calm for one in found] == pytest.approx([3, 3, 3])
     assert beat.ratios() == []
+
+
+@pytest.mark.parametrize(("calm", "pulses"), [(2, 9.0), (3, 5.0)])
+def test_samples_that_waited_for_a_processor_are_a_last_resort(calm: int, pulses: float) -> None:
+    waited, ran = timing.Ratio(9.0, None), timing.Ratio(9.0, 5.0)
+    latency = timing._latency([18.0] * 7, [waited] * (7 - calm) + [ran] * calm)
+    assert latency.median / latency.pulse_us * 1e3 == pytest.approx(pulses)
+
+
+def test_a_wait_for_a_processor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([0, 0, 0, 1, 1, 1, 1])  # by the system: before, and twice per sample
+    monkeypatch.setattr(timing, "waits", lambda: next(counted))
+    beat = timing.Pulse(QUICK)
+    for _ in range(3):
+        beat.between(1, 1e-4)
+    assert [disturbed for _, disturbed in beat.waiting] == [False, True, False]
 
 
 def test_pulses_come_in_between_the_samples_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +110,7 @@ def test_pulses_come_in_between_the_samples_of_a_pass(monkeypatch: pytest.Monkey
     monkeypatch.setattr(timing.Pulse, "take", lambda beat: taken.append(len(beat.waiting)))
     beat = timing.Pulse(QUICK)
     found = timing.samples(passes(Spin(1_000)).forward.step, QUICK, 0.05, beat)
-    assert beat.waiting == pytest.approx(found)
+    assert [ms for ms, _ in beat.waiting] == pytest.approx(found)
     assert len(set(taken)) >= 3
 
 

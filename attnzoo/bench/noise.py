@@ -15,7 +15,7 @@ from .match import Pair
 from .row import Latency, Row
 
 TIMES = ("latency_forward", "latency_training")
-OUTLYING = 4  # spreads of the other rows
+OUTLYING = 3.5  # spreads of the other rows
 UNLIKE = 0.35  # of the pulse's own shift, by which a row may have moved more or less than it
 ENOUGH = 12  # times, of six rows, for a spread to be told from
 ASSUMED = 0.05  # spread of fewer rows, in logarithms

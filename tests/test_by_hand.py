@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+import attnzoo
 from attnzoo.ops.by_hand import ByHand, plain_forms
 
+from contract import made
 from tolerances import assert_close
 
 calls: list[str] = []
@@ -137,3 +139,19 @@ def test_few_numbers_take_the_plain_form() -> None:
     assert pair(torch.ones(5), torch.ones(5)).sum() == 5
     with pytest.raises(RuntimeError, match="hand-written"):
         pair(torch.ones(6), torch.ones(6))
+
+
+@pytest.mark.parametrize("name", ["cbam", "triplet"])
+def test_second_derivatives_of_a_block_equal_its_plain_forms(name: str) -> None:
+    """At a size that takes the hand-written pass."""
+    _, block, inputs = made(name, attnzoo.Extent(height=28, width=28), torch.float64, True)
+    x = inputs["x"].requires_grad_()
+
+    def second() -> tuple[Tensor, ...]:
+        y = block(x)
+        (dx,) = torch.autograd.grad(y, x, y.detach().cos(), create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), [x, *block.parameters()], allow_unused=True)
+
+    by_hand = second()
+    with plain_forms():
+        assert_close(by_hand, second())

@@ -88,20 +88,6 @@ def test_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
     assert grad.isfinite().all()
 
 
-def test_second_derivatives_equal_the_plain_forms() -> None:
-    _, block, inputs = made("cbam", attnzoo.Extent(height=28, width=28), torch.float64, True)
-    x = inputs["x"].requires_grad_()
-
-    def second() -> tuple[Tensor, ...]:
-        y = block(x)
-        (dx,) = torch.autograd.grad(y, x, y.detach().cos(), create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), [x, *block.parameters()], allow_unused=True)
-
-    by_hand = second()
-    with plain_forms():
-        assert_close(by_hand, second())
-
-
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="reduction=16 leaves no channel of c=8"):
         attnzoo.build("cbam", c=8)

@@ -117,20 +117,6 @@ def test_channels_are_free_and_their_order_counts() -> None:
     assert not torch.allclose(block(x.flip(1)).flip(1), block(x))
 
 
-def test_second_derivatives_equal_the_plain_forms() -> None:
-    _, block, inputs = made("triplet", attnzoo.Extent(height=28, width=28), torch.float64, True)
-    x = inputs["x"].requires_grad_()
-
-    def second() -> tuple[Tensor, ...]:
-        y = block(x)
-        (dx,) = torch.autograd.grad(y, x, y.detach().cos(), create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), [x, *block.parameters()], allow_unused=True)
-
-    by_hand = second()
-    with plain_forms():
-        assert_close(by_hand, second())
-
-
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="kernel_size=4 must be odd; the nearest are 3, 5"):
         attnzoo.build("triplet", c=32, kernel_size=4)

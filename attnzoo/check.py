@@ -3,16 +3,19 @@
 import difflib
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .ops.precision import autocast_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST_LAYERS = 1000
 _LAYOUT_AXES = {
     "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
@@ -57,6 +60,14 @@ def odd(**values: int) -> None:
             raise ValueError(
                 f"{name}={value} must be odd; the nearest are {value - 1}, {value + 1}"
             )
+
+
+def layers(**values: int) -> None:
+    """Each value counts modules that are built one by one, which takes its time and memory."""
+    positive(**values)
+    for name, value in values.items():
+        if value > MOST_LAYERS:
+            raise ValueError(f"{name}={value} must be at most {MOST_LAYERS}")
 
 
 def divides(*, by: str, of: str, **values: int) -> int:
@@ -107,28 +118,51 @@ def flag(**values: object) -> None:
 
 def shown(value: object) -> str:
     """The value for a message: short, whatever it is."""
-    if isinstance(value, Tensor):
-        return f"Tensor(shape={tuple(value.shape)}, dtype={value.dtype})"
-    if isinstance(value, int) and abs(value) >= 10**40:  # Python does not print the longest
-        return f"{'-' * (value < 0)}2**{abs(value).bit_length() - 1} and more"
-    text = " ".join(repr(value).split()) if not isinstance(value, (list, tuple)) else _items(value)
+    text = " ".join(_short.repr(value).split())
     return text if len(text) <= 200 else f"{text[:120]}... ({type(value).__name__})"
 
 
-def _items(values: Sequence[object]) -> str:
-    inner = ", ".join(map(shown, values[:16])) + ", ..." * (len(values) > 16)
-    if isinstance(values, list):
-        return f"[{inner}]"
-    return f"({inner}{',' * (len(values) == 1)})"
+class _Short(reprlib.Repr):
+    """Bounded in depth, width and length, and never raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple = 3, 16, 16
+        self.maxstring = self.maxother = 1000  # cut once, at the end
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**40:
+            return repr(x)
+        return f"{'-' * (x < 0)}2**{abs(x).bit_length() - 1} and more"  # Python prints no longer
+
+    def repr_instance(self, x: object, level: int) -> str:
+        if isinstance(x, Tensor) and not x.is_nested:
+            return f"Tensor(shape={tuple(x.shape)}, dtype={x.dtype})"
+        return super().repr_instance(x, level)
+
+
+_short = _Short()
 
 
 def device(name: str, value: torch.device | str | int) -> None:
     """A tensor can be made on the device here and now."""
     try:
         torch.empty(0, device=value)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{name}={value!r} cannot be used here: {reason}") from None
+    except Exception as error:  # each backend has its own
+        reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
+        raise ValueError(f"{name}={shown(value)} cannot be used here: {reason}") from None
+
+
+def dense(name: str, x: Tensor, wanted: str) -> None:
+    """`x` is a Tensor whose numbers lie in memory by shape and strides."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a Tensor {wanted}, not {type(x).__name__}")
+    if isinstance(x, (UninitializedParameter, UninitializedBuffer)):
+        raise TypeError(f"{name} is uninitialized; it must be a Tensor {wanted}")
+    if x.is_nested:
+        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
 
 
 def image(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
@@ -171,10 +205,7 @@ def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or
 def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | None) -> None:
     axes = _LAYOUT_AXES[layout]
     shown = f"({', '.join(axes)})"
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a Tensor {shown}, not {type(x).__name__}")
-    if x.is_nested:
-        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
+    dense(name, x, shown)
     if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
     axis = axes.index("C") - len(axes)
@@ -186,8 +217,6 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     for label, size in zip(reversed(axes), reversed(x.shape), strict=False):
         if label in "HWT" and size == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
     if x.dtype not in DTYPES:
         legal = "float64, float32, bfloat16 or float16"
         raise TypeError(f"{name} is {x.dtype}; it must be {legal}: take {name}.float()")
@@ -197,6 +226,12 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
         raise ValueError(
             f"{name} is on {x.device}, the block's parameters on {like.device}; "
             f"move one: block.to({str(x.device)!r})"
+        )
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if eager and like.requires_grad and x.is_inference():
+        raise ValueError(
+            f"{name} was made in inference_mode, so that autograd cannot keep it; take "
+            f"{name}.clone(), or call the block under torch.no_grad()"
         )
     low = autocast_dtype(x)
     if low is not None and {x.dtype, like.dtype} - {torch.float32, torch.float64, low}:
@@ -215,7 +250,7 @@ def nearest(
     word: str, known: Mapping[str, Any] | Sequence[str], titles: Mapping[str, str] | None = None
 ) -> str:
     """`; did you mean ...?` for the known words most like this one, by spelling or by initials."""
-    plain = re.sub(r"[^a-z0-9]", "", word.lower())
+    plain = re.sub(r"[^a-z0-9]", "", word[:100].lower())
 
     def likeness(name: str) -> float:
         bare = name.replace("_", "")

@@ -29,7 +29,8 @@ def bind(
         if key not in known and spare is None:
             near = check.nearest(key, known)
             raise TypeError(
-                f"{name} has no argument {key!r}{near}; its signature is {usage(name, cls)}"
+                f"{name} has no argument {check.shown(key)}{near}; "
+                f"its signature is {usage(name, cls)}"
             )
     try:
         bound = signature.bind(*args, **config)
@@ -59,13 +60,13 @@ def hold(name: str, cls: type[nn.Module], params: Callable[..., int]) -> None:
         return
 
     @functools.wraps(init)
-    def __init__(self: nn.Module, *args: Any, **config: Any) -> None:
+    def __init__(self: nn.Module, /, *args: Any, **config: Any) -> None:
         values = bind(name, cls, args, config)
         _refuse_huge(name, params, values)
         init(self, **values)
 
     __init__.held = cls  # type: ignore[attr-defined]
-    cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
 
 
 def _refuse_huge(name: str, params: Callable[..., int], values: Mapping[str, Any]) -> None:

@@ -218,6 +218,12 @@ def register(
     for key, function in (("inputs", inputs), ("cost", cost)):
         if not (function is None or callable(function)):
             raise TypeError(f"{key}={check.shown(function)} must be a function")
+    if not (isinstance(extent, Extent) and all(isinstance(n, int) and n >= 1 for n in extent)):
+        raise TypeError(f"extent={check.shown(extent)} must be an attnzoo.Extent of ints above 0")
+    upstream = (upstream,) if isinstance(upstream, Mapping) else upstream
+    for key, items, kind in (("upstream", upstream, Mapping), ("copies", copies, Copy)):
+        if not (isinstance(items, (list, tuple)) and all(isinstance(i, kind) for i in items)):
+            raise TypeError(f"{key}={check.shown(items)} must be a list of {kind.__name__}")
     for capability in limits or {}:
         check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
@@ -225,7 +231,9 @@ def register(
 
     def add(cls: type[nn.Module]) -> type[nn.Module]:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError(f"register({name!r}) decorates an nn.Module class, not {cls!r}")
+            raise TypeError(
+                f"register({name!r}) decorates an nn.Module class, not {check.shown(cls)}"
+            )
         entry = Entry(
             name=name,
             cls=cls,
@@ -235,7 +243,7 @@ def register(
             extent=extent,
             inputs=inputs or _standard_inputs(layouts[0]),
             cost=cost,
-            upstream=(upstream,) if isinstance(upstream, Mapping) else tuple(upstream),
+            upstream=tuple(upstream),
             copies=tuple(copies),
             limits=dict(limits or {}),
         )
@@ -259,14 +267,14 @@ def register(
 def find(name: str) -> Entry:
     """The entry of that name. Raises `UnknownBlockError` with the nearest names."""
     if not isinstance(name, str):
-        raise TypeError(f"a block's name is a str, not {type(name).__name__}: {name!r}")
+        raise TypeError(f"a block's name is a str, not {type(name).__name__}: {check.shown(name)}")
     try:
         return _catalogue()[name]
     except KeyError:
         known = _catalogue().copy()  # others may register meanwhile
         hint = check.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
-            f"no block is named {name!r}{hint}; attnzoo.names() lists all {len(known)}"
+            f"no block is named {check.shown(name)}{hint}; attnzoo.names() lists all {len(known)}"
         ) from None
 
 
@@ -282,6 +290,8 @@ def names(
         check.choice("layout", layout, get_args(Layout))
     if family is not None:
         check.choice("family", family, get_args(Family))
+    if not (text is None or isinstance(text, str)):
+        raise TypeError(f"text={check.shown(text)} must be a str")
     return sorted(
         name
         for name, entry in _catalogue().copy().items()
@@ -340,7 +350,7 @@ def build(
     """
     entry = find(name)
     bound = entry.bind(*args, **config)
-    if dtype is not None and dtype not in check.DTYPES:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in check.DTYPES):
         legal = ", ".join(map(str, check.DTYPES))
         raise ValueError(f"dtype={check.shown(dtype)} must be a floating torch.dtype: {legal}")
     if device is not None:

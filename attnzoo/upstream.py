@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from . import checkpoint
+from . import check, checkpoint
 from .registry import Entry, KeyMap, build, find
 
 # What wrappers of a module put into its keys, in the middle too; such names tell no layer.
@@ -96,7 +97,9 @@ def upstream_keys(name: str, block: nn.Module, state_dict: Mapping[str, Tensor])
 
 def _check(state_dict: Mapping[str, Tensor], prefix: str | None) -> None:
     if not (prefix is None or isinstance(prefix, str)):
-        raise TypeError(f"prefix={prefix!r} must be a str or None, not {type(prefix).__name__}")
+        raise TypeError(
+            f"prefix={check.shown(prefix)} must be a str or None, not {type(prefix).__name__}"
+        )
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"state_dict must map names to tensors, not be a {type(state_dict).__name__}; "
@@ -105,15 +108,22 @@ def _check(state_dict: Mapping[str, Tensor], prefix: str | None) -> None:
     for key, value in state_dict.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise TypeError(
-                f"state_dict[{key!r}] is a {type(value).__name__}, not a Tensor; where a "
-                "checkpoint nests its weights, pass the inner mapping"
+                f"state_dict[{check.shown(key)}] is a {type(value).__name__}, not a Tensor; where "
+                "a checkpoint nests its weights, pass the inner mapping"
+            )
+        if is_lazy(value):
+            raise ValueError(
+                f"state_dict[{check.shown(key)}] is uninitialized; run its module once"
             )
         if value.is_meta or value.is_complex():
             kind = "on the meta device, which holds no values" if value.is_meta else "complex"
-            raise ValueError(f"state_dict[{key!r}] is {kind}; weights must be real numbers")
+            raise ValueError(
+                f"state_dict[{check.shown(key)}] is {kind}; weights must be real numbers"
+            )
         if value.is_quantized or value.is_nested or value.layout != torch.strided:
             raise ValueError(
-                f"state_dict[{key!r}] is {value.dtype}, {value.layout}; weights must be dense"
+                f"state_dict[{check.shown(key)}] is {value.dtype}, {value.layout}; "
+                "weights must be dense"
             )
 
 

@@ -216,3 +216,16 @@ def test_closed_forms_hold_for_every_variant(config: dict[str, Any]) -> None:
         assert form is not None
         assert form.params == sum(p.numel() for p in block.parameters())
         assert form.executed == count.macs_executed(block, inputs)
+
+
+@pytest.mark.slow
+def test_a_reduced_map_is_exported_and_compiled_for_any_size() -> None:
+    block = made(window=(7, 7), sr_ratio=2)
+    small, odd = (torch.randn(b, 8, h, w).double() for b, h, w in ((3, 6, 8), (2, 9, 11)))
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(block, (small,), dynamic_shapes=(sizes,)).module()
+    torch.compiler.reset()
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    for x in (small, odd):
+        assert_close(program(x), block(x))
+        assert_close(compiled(x), block(x))

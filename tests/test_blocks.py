@@ -87,7 +87,11 @@ def test_bad_inputs_are_refused_in_words(name: str) -> None:
     def with_first(bad: object) -> dict[str, object]:
         return {**inputs, key: [bad, *value[1:]] if isinstance(value, list) else bad}
 
-    for bad in (tensor.long(), tensor[..., 0].reshape(-1), None, tensor.double()):
+    with torch.inference_mode():
+        of_inference = tensor.clone()
+    lazy, sparse = torch.nn.UninitializedParameter(), tensor.to_sparse()
+    odd = (lazy, sparse, of_inference)
+    for bad in (tensor.long(), tensor[..., 0].reshape(-1), None, tensor.double(), *odd):
         with pytest.raises((TypeError, ValueError)) as caught:
             call(block, with_first(bad))  # type: ignore[arg-type]
         assert len(str(caught.value)) > 20

@@ -3,7 +3,9 @@
 import copy
 import inspect
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,7 +79,9 @@ def test_huge_blocks_can_be_counted_on_meta() -> None:
         attnzoo.build("se", 2**31 - 1, reduction=1, device="meta")
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8, "float32", 3])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8, "float32", 3, np.ones(2)]
+)
 def test_dtypes_of_no_arithmetic_are_refused(dtype: object) -> None:
     with pytest.raises(ValueError, match=r"dtype=.* must be a floating torch\.dtype: torch\.float"):
         attnzoo.build("se", 16, dtype=dtype)
@@ -95,6 +99,60 @@ def test_widest_reach_is_no_larger_than_the_series() -> None:
             torch.manual_seed(0)
             found.append(attnzoo.build(name, 8, **base, **{key: value}).double().eval()(x))
         assert torch.equal(*found)
+
+
+def endless() -> list[object]:
+    items: list[object] = []
+    items.append(items)
+    return items
+
+
+def wide_and_deep(value: object = 0) -> object:
+    for _ in range(6):
+        value = [value] * 16  # 16 million items, by 96 references
+    return value
+
+
+class Mute:
+    """Has no repr."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+UNSPEAKABLE = [
+    endless(), wide_and_deep(), Mute(), {"a": 10**5000}, Fraction(10**5000, 3), "x" * 10**6,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", UNSPEAKABLE, ids=lambda value: type(value).__name__)
+def test_values_without_a_short_repr_are_refused_in_few_words(value: object) -> None:
+    for match, call in (
+        ("c=", lambda: attnzoo.build("se", value)),
+        ("device=", lambda: attnzoo.build("se", 16, device=value)),
+        ("named|name is", lambda: attnzoo.build(value, 16)),
+        ("argument|keywords", lambda: attnzoo.build("se", 16, **{"x" * 10**6: value})),
+        ("decorates", lambda: attnzoo.register("mute", layout="image")(value)),
+    ):
+        with pytest.raises((ValueError, TypeError), match=match) as caught:
+            call()
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("device", ["mps", "hpu", "cuda:99", "nowhere", 10**30])
+def test_devices_that_are_not_here_are_refused(device: object) -> None:
+    with pytest.raises(ValueError, match=r"device=.* cannot be used here") as caught:
+        attnzoo.build("se", 16, device=device)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("ct_msa", "depth"), ("pyraformer", "n_layers"), ("sknet", "branches")]
+)
+def test_layers_that_would_take_hours_to_build_are_refused(name: str, key: str) -> None:
+    config = {"groups": 1} if name == "sknet" else {"heads": 1}
+    with pytest.raises(ValueError, match=f"{key}=100000 must be at most 1000"):
+        attnzoo.build(name, 4, **config, **{key: 100_000})
 
 
 def test_states_of_a_stream_are_checked() -> None:

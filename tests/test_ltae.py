@@ -294,6 +294,8 @@ def test_bad_calls_are_refused() -> None:
         block(x, positions=torch.zeros(2, 6))
     with pytest.raises(TypeError, match="must be a Tensor"):
         block(x, positions=[1, 2])
+    with pytest.raises(TypeError, match=r"positions is torch\.sparse_coo; it must be dense"):
+        block(x, positions=days.to_sparse())
     with pytest.raises(TypeError, match=r"must be torch\.bool"):
         block(x, positions=days, key_padding_mask=torch.zeros(2, 7))
     with pytest.raises(ValueError, match="key_padding_mask has shape"):

@@ -108,6 +108,13 @@ def test_names_are_sorted_and_filtered() -> None:
         attnzoo.names(layout="images")  # type: ignore[arg-type]
 
 
+def test_filters_are_checked() -> None:
+    with pytest.raises(TypeError, match="text=3 must be a str"):
+        attnzoo.names(text=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layout=3 must be one of"):
+        attnzoo.names(layout=3)  # type: ignore[arg-type]
+
+
 def test_describe_is_a_typed_record() -> None:
     record = attnzoo.describe("se")
     assert isinstance(record, attnzoo.Description)
@@ -150,6 +157,9 @@ def test_registration_refuses_what_cannot_work(scratch: None) -> None:
         enter(layout="pair")
     with pytest.raises(ValueError, match="limits='flying' must be one of"):
         enter(limits={"flying": "no wings"})
+    for key in ("extent", "upstream", "copies", "limits", "cost"):
+        with pytest.raises(TypeError, match=f"{key}=3 must be"):
+            enter(**{key: 3})
     with pytest.raises(TypeError, match=r"decorates an nn\.Module class"):
         attnzoo.register("f", layout="image", family="channel", example={})(len)  # type: ignore[arg-type]
 

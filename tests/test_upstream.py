@@ -3,6 +3,8 @@
 import copy
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,13 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
+def damaged(content: bytes) -> Iterator[bytes]:
+    """The first kilobyte, which holds the pickle, with a byte changed or all after it gone."""
+    for place in range(0, min(1000, len(content)), 4):
+        yield content[:place] + bytes([content[place] ^ 21]) + content[place + 1 :]
+        yield content[:place]
+
+
 def test_files_that_are_no_weights_are_refused_and_run_nothing(
     weights: Weights, tmp_path: Path
 ) -> None:
@@ -185,6 +194,15 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(
     for content in (b"", b"no weights at all", b"PK\x03\x04" + bytes(30)):
         file.write_bytes(content)
         refused(r"file\.pth")
+    for zipped in (True, False):
+        torch.save(weights, file, _use_new_zipfile_serialization=zipped)
+        for content in damaged(file.read_bytes()):
+            file.write_bytes(content)
+            with suppress(ValueError):  # some do not matter
+                attnzoo.from_upstream("se", file, c=32)
+    file = tmp_path / ("x" * 300)
+    refused("must be a mapping or the path of a file")
+    file = tmp_path / "file.pth"
     torch.save({"model": weights, "ema": weights}, file)
     refused("holds several: 'model', 'ema'; load it and pass the mapping")
     torch.save({"epoch": 3}, file)

@@ -181,8 +181,10 @@ class AgentAttention(nn.Module):
             both = F.linear(x, torch.cat((self.q.weight, self.kv.weight)), bias)
             q, k, v = both.chunk(3, -1)
             return q, k, v, size
-        r, (h, w), image = self.sr_ratio, size, _as_map(x, size)
-        reduced = self.sr(F.pad(image, (0, -w % r, 0, -h % r)))
+        r, (h, w) = self.sr_ratio, size
+        # Not -w % r: of a symbolic size torch.compile has no remainder of negative numbers.
+        edge = (0, (w + r - 1) // r * r - w, 0, (h + r - 1) // r * r - h)
+        reduced = self.sr(F.pad(_as_map(x, size), edge))
         k, v = self.kv(self.norm(reduced.flatten(2).mT)).chunk(2, -1)
         return self.q(x), k, v, (reduced.shape[2], reduced.shape[3])
 
@@ -206,7 +208,7 @@ class AgentAttention(nn.Module):
         values = _as_map(v, coarse)
         if self.sr_ratio > 1:
             whole = [side * self.sr_ratio for side in coarse]
-            values = F.interpolate(values, whole, mode="bilinear")[..., : size[0], : size[1]]
+            values = _cropped(F.interpolate(values, whole, mode="bilinear"), size)
         local: Tensor = self.dwc(values)
         return local.flatten(2).mT
 
@@ -244,6 +246,14 @@ def _resized(grid: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int])
         + F.interpolate(columns, size[1], mode="linear")[..., None, :]
     )
     return bias.flatten(2)[None]
+
+
+def _cropped(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first rows and columns; a slice would tie an exported graph to maps it need not crop."""
+    if not torch.compiler.is_compiling():
+        return image[..., : size[0], : size[1]]
+    rows, columns = (torch.arange(n, device=image.device) for n in size)
+    return image.index_select(2, rows).index_select(3, columns)
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:

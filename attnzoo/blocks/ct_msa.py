@@ -105,7 +105,8 @@ class CTMSA(nn.Module):
         super().__init__()
         mlp_dim = 2 * c if mlp_dim is None else mlp_dim
         check.divides(of="c", by="heads", c=c, heads=heads)
-        check.positive(length=length, depth=depth, mlp_dim=mlp_dim)
+        check.positive(length=length, mlp_dim=mlp_dim)
+        check.layers(depth=depth)
         check.fraction(dropout=dropout)
         if window < 0:
             raise ValueError(f"window={window} must be at least 0; 0 takes all of T as one window")

@@ -153,8 +153,8 @@ class DilatedInception(nn.Module):
         elif x.shape[-2] <= self.reach:
             raise ValueError(
                 f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
-                f"kernels={self.kernels} and dilation={self.dilation} it needs at least "
-                f"{self.reach + 1}: take a longer series or padding='causal'"
+                f"kernels={check.shown(self.kernels)} and dilation={self.dilation} it needs "
+                f"at least {self.reach + 1}: take a longer series or padding='causal'"
             )
         u = (self._one if self.as_one else self._apart)(h, convs, dilation)
         return unfold(gated_tanh(u) if self.gated else u, like=x)
@@ -195,7 +195,8 @@ class DilatedInception(nn.Module):
             nearest = f"{below} and {below + count}" if below else f"{count}"
             raise ValueError(
                 f"c_out={self.c_out} must be a multiple of the {count} branches of "
-                f"kernels={self.kernels}; nearest: {nearest} (c_out=None takes c={self.c})"
+                f"kernels={check.shown(self.kernels)}; nearest: {nearest} "
+                f"(c_out=None takes c={self.c})"
             )
         return self.c_out // count
 

@@ -382,8 +382,7 @@ def _exact(x: Tensor) -> torch.dtype:
 
 def _per_step(name: str, value: Tensor, steps: tuple[int, ...], x: Tensor) -> Tensor:
     """`value`, one for each step, as a tensor of shape `steps`; (T,) stands for every sample."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor of shape {steps}, not {type(value).__name__}")
+    check.dense(name, value, f"of shape {steps}")
     if value.device != x.device:
         raise ValueError(f"{name} is on {value.device}, x on {x.device}; move one")
     if value.shape not in (steps, steps[-1:]):
@@ -433,8 +432,8 @@ def _check_options(
 ) -> None:
     if variant == "2d" and not isinstance(positions, bool):
         raise ValueError(
-            f"positions={positions!r} must be True or False for variant='2d', whose call takes the "
-            "days; a list is for variant='original'"
+            f"positions={check.shown(positions)} must be True or False for variant='2d', whose "
+            "call takes the days; a list is for variant='original'"
         )
     if variant == "original":
         if positions is False:

@@ -158,7 +158,7 @@ class MGTU(nn.Module):
             if self.length - k + 1 < window:
                 pooled = f" and pool={self.pool}" if window > 1 else ""
                 raise ValueError(
-                    f"kernels={self.kernels}: k={k}{pooled} leaves no step of "
+                    f"kernels={check.shown(self.kernels)}: k={k}{pooled} leaves no step of "
                     f"length={self.length}; take kernels of at most {self.length - window + 1}, "
                     f"or length={k + window - 1} or more"
                 )
@@ -168,8 +168,8 @@ class MGTU(nn.Module):
         """Refuse what the chosen form, whole or a unit alone, has no place for."""
         if len(set(self.kernels)) < len(self.kernels):
             raise ValueError(
-                f"kernels={self.kernels} must all differ: a unit is named by its kernel; "
-                f"take kernels={tuple(dict.fromkeys(self.kernels))}"
+                f"kernels={check.shown(self.kernels)} must all differ: a unit is named by its "
+                f"kernel; take kernels={check.shown(tuple(dict.fromkeys(self.kernels)))}"
             )
         if not self.gtu_only and self.stride != 1:
             raise ValueError(
@@ -177,7 +177,7 @@ class MGTU(nn.Module):
             )
         if self.gtu_only and len(self.kernels) != 1:
             raise ValueError(
-                f"gtu_only=True takes one kernel, not kernels={self.kernels}; "
+                f"gtu_only=True takes one kernel, not kernels={check.shown(self.kernels)}; "
                 f"take kernels=({self.kernels[0]},)"
             )
         if self.gtu_only and self.pool is not None:

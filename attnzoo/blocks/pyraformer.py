@@ -151,7 +151,7 @@ class Pyraformer(nn.Module):
         d_v = cscm_file.quarter(c, "d_v") if d_v is None else d_v
         d_inner = c if d_inner is None else d_inner
         check.positive(heads=heads, d_k=d_k, d_v=d_v, inner=inner, d_inner=d_inner)
-        check.positive(n_layers=n_layers)
+        check.layers(n_layers=n_layers)
         check.fraction(dropout=dropout)
         self.c, self.inner, self.output = c, inner, output
         self.cscm = cscm_file.CSCM(c, windows=windows, kind=cscm, bottleneck=bottleneck)

@@ -74,7 +74,8 @@ class SKConv(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
-        check.positive(branches=branches, reduction=reduction, min_dim=min_dim, stride=stride)
+        check.layers(branches=branches)
+        check.positive(reduction=reduction, min_dim=min_dim, stride=stride)
         check.divides(by="groups", of="c", groups=groups, c=c)
         self.c = c
         self.paths = nn.ModuleList(_Path(c, 1 + i, groups, stride) for i in range(branches))

@@ -193,8 +193,8 @@ class TrendAwareAttention(nn.Module):
             for name in ("query", "key") if self.mode == "centered" else ("key",):
                 if steps[name] != sum(self.segments):
                     raise ValueError(
-                        f"{name} has {steps[name]} steps; segments={self.segments} make "
-                        f"{sum(self.segments)}"
+                        f"{name} has {steps[name]} steps; segments="
+                        f"{check.shown(self.segments)} make {sum(self.segments)}"
                     )
 
 
@@ -210,6 +210,6 @@ def _check_mode(mode: Mode, causal: bool, segments: tuple[int, ...] | None) -> N
         check.positive(**{f"segments[{i}]": s for i, s in enumerate(segments)})
         if mode == "causal":
             raise ValueError(
-                f"segments={segments} with mode='causal': causal convolutions run over the whole "
-                "series; take mode='centered' or 'causal_query', or segments=None"
+                f"segments={check.shown(segments)} with mode='causal': causal convolutions run "
+                "over the whole series; take mode='centered' or 'causal_query', or segments=None"
             )

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import attnzoo
 
@@ -94,3 +96,12 @@ def test_misuse_is_told(
     with pytest.raises(SystemExit):
         learn.main(arguments)
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Softmax(1))])
+def test_a_parameter_without_a_say_need_not_move(layer: nn.Module) -> None:
+    """Raising every logit of a softmax by one changes nothing."""
+    bias = dict(layer.named_parameters()).popitem()[1]
+    before = bias.clone()
+    assert learn._matters(bias, layer, torch.randn(5, 3)) == isinstance(layer, nn.Linear)
+    assert torch.allclose(bias, before)

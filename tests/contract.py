@@ -12,6 +12,8 @@ import attnzoo
 from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.registry import Entry, Inputs, find
 
+from tolerances import assert_close
+
 blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
 
 SMALL = attnzoo.Extent(batch=2, steps=7, height=5, width=6)
@@ -67,6 +69,15 @@ def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
         "inputs": [t.grad for t in tensors(leaves) if t.grad is not None],
         "parameters": {k: p.grad for k, p in block.named_parameters() if p.grad is not None},
     }
+
+
+def assert_steps_equal(block: nn.Module, inputs: Inputs, run: Any) -> None:
+    """`run` in the block's stead gives its outputs, gradients and, in train mode, buffers."""
+    state = {k: v.clone() for k, v in block.state_dict().items()}
+    found, after = step(block, inputs), {k: v.clone() for k, v in block.named_buffers()}
+    block.load_state_dict(state)
+    assert_close(found, step(block, inputs, run))
+    assert_close(after, dict(block.named_buffers()))
 
 
 def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:

@@ -12,7 +12,7 @@ import attnzoo
 from attnzoo.bench import count
 from attnzoo.ops.by_hand import plain_forms
 
-from contract import made, step
+from contract import assert_steps_equal, made, step
 from test_cbam import authors_gate
 from tolerances import assert_close
 
@@ -37,12 +37,7 @@ def test_equals_the_authors_formulas(
 ) -> None:
     extent = attnzoo.Extent(batch=3, height=size[0], width=size[1])
     _, block, inputs = made("triplet", extent, torch.float64, train, **config)
-    state = {k: v.clone() for k, v in block.state_dict().items()}
-    found, after = step(block, inputs), {k: v.clone() for k, v in block.named_buffers()}
-    block.load_state_dict(state)
-    wanted = step(block, inputs, lambda leaves: authors(block, leaves["x"]))
-    assert_close(found, wanted)
-    assert_close(after, dict(block.named_buffers()))
+    assert_steps_equal(block, inputs, lambda leaves: authors(block, leaves["x"]))
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])

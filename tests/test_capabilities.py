@@ -34,7 +34,7 @@ def test_a_stated_limit_is_the_recorded_one(name: str) -> None:
 def ran(matrix: Matrix, test: str, outcome: str = "passed", said: str | None = None) -> None:
     said_so = [("cell", said)] if said else []
     matrix.pytest_runtest_logreport(
-        pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", said_so)  # type: ignore[arg-type]
+        pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", user_properties=said_so)  # type: ignore[arg-type]
     )
 
 

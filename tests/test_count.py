@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnzoo
 from attnzoo import Extent
 from attnzoo.bench import count, operators
-from attnzoo.bench.traced import macs_traced
+from attnzoo.bench.fvcore_count import macs_traced
 from attnzoo.bench.workload import make_inputs
 from attnzoo.cli import main
 from attnzoo.reference import Case, cases

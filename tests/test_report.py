@@ -370,9 +370,8 @@ def test_committed_results_can_be_reported_again(file: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine to open the page in")
 def test_a_browser_sorts_by_true_values(written: Path) -> None:
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="clicking in a browser needs selenium, of the test extra"
-    )
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync"):

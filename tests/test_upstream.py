@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -231,7 +232,6 @@ def test_well_known_copies_are_named(name: str, copied: Copy, prefix: str) -> No
 
 
 def test_a_fitting_state_dict_is_no_copy() -> None:
-    timm = pytest.importorskip("timm")
     theirs = timm.layers.create_attn("coord", 64, rd_channels=8, bias=True).state_dict()
     attnzoo.from_upstream("coordatt", theirs, c=64)
     theirs = timm.layers.create_attn("coord", 64).state_dict()

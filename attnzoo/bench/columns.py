@@ -70,7 +70,12 @@ def config(row: PlainRow) -> str:
 
 def shape(row: PlainRow) -> str:
     """The input shapes: `2x64x14x14`, several joined by plus signs, lists in brackets."""
-    return " + ".join(_sides(value) for value in row["shape"].values())
+    return shapes(row["shape"])
+
+
+def shapes(of: Mapping[str, Any]) -> str:
+    """The shapes of named inputs in one text."""
+    return " + ".join(map(_sides, of.values()))
 
 
 def amount(value: float, gap: str = "") -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from .columns import shapes
 from .results import Result
 
 SETTINGS = ("dtype", "autocast", "channels_last", "mode")
@@ -57,12 +58,6 @@ def labels(rows: Sequence[Result | None]) -> list[str]:
 
 def _flat(known: dict[str, Any]) -> dict[str, str]:
     """What may tell two rows of a block apart, as text."""
-    shape = " + ".join(map(_shape, known.get("shape", {}).values()))
+    shape = shapes(known.get("shape", {}))
     settings = {name: str(known[name]) for name in SETTINGS if name in known}
     return {**{k: str(v) for k, v in known.get("config", {}).items()}, "shape": shape, **settings}
-
-
-def _shape(value: list[Any]) -> str:
-    if value and isinstance(value[0], list):
-        return f"[{', '.join(map(_shape, value))}]"
-    return "x".join(map(str, value))

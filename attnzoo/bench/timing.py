@@ -27,7 +27,7 @@ PULSE_EVERY = 0.004  # seconds of samples between two pulses
 
 
 def times(passes: Passes, settings: Settings) -> dict[str, Any]:
-    """A row's latencies, pulse and clock: `min_time` seconds a pass, round after round."""
+    """A row's latencies and clock: `min_time` seconds a pass, round after round."""
     clocks = cuda.Clocks(settings.device) if settings.kind == "cuda" else None
     found: dict[str, list[float]] = defaultdict(list)
     beat = Pulse(settings)

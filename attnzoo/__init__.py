@@ -4,21 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .bench import measure
-from .insert import insert, remove
+from .insertion import insert, remove
+from .integrations.timm import attn_layer
 from .reference import verify
 from .registry import (
     Cost,
     Description,
     Entry,
-    Extent,
+    InputSize,
     UnknownBlockError,
     build,
     describe,
     names,
     register,
 )
-from .timm_nets import attn_layer
-from .upstream import from_upstream
+from .weights import from_upstream
 
 if TYPE_CHECKING:
     from . import blocks as blocks
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+Extent = InputSize  # the name of earlier versions
+
 __all__ = [
     "Cost",
     "Description",
     "Entry",
     "Extent",
+    "InputSize",
     "UnknownBlockError",
     "attn_layer",
     "build",
@@ -46,12 +49,15 @@ __all__ = [
 ]
 
 
+_LAZY = {"pyraformer_mask": ".blocks.pyraformer"}  # public functions in the files of blocks
+
+
 def __getattr__(name: str) -> Any:
     """The files of the blocks load when the first is asked for, so that importing is quick."""
     if name == "blocks":
         return import_module(".blocks", __name__)
-    if name == "pyraformer_mask":
-        return import_module(".blocks.pyraformer", __name__).pyraformer_mask
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

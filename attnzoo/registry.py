@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from . import capabilities, check, constructor
+from . import capabilities
+from .validation import check, messages, signature
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
@@ -32,7 +33,7 @@ KeyMap: TypeAlias = Mapping[str, str | None]
 Inputs: TypeAlias = dict[str, Tensor | list[Tensor]]
 
 
-class Extent(NamedTuple):
+class InputSize(NamedTuple):
     """How large an input is, apart from its channels: every layout reads the axes it has."""
 
     batch: int = 2
@@ -41,8 +42,7 @@ class Extent(NamedTuple):
     width: int = 14
 
 
-DEFAULT_EXTENT = Extent()
-_VAST = Extent(steps=2**512, height=2**64, width=2**64)
+DEFAULT_SIZE = InputSize()
 
 
 class Cost(NamedTuple):
@@ -68,14 +68,17 @@ class Random(Protocol):
     def __call__(self, *shape: int) -> Tensor: ...
 
 
+MakeInputs: TypeAlias = Callable[[Random, InputSize, Mapping[str, Any]], Inputs]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Copy:
+class KnownVariant:
     """A well-known module of the same name whose weights do not give the authors' block."""
 
     whose: str
-    keys: tuple[str, ...]  # of its state dict, all of them telling
-    computes: str  # what it does otherwise
-    lacks: tuple[str, ...] = ()  # keys of the authors' that tell it apart by their absence
+    keys: tuple[str, ...]  # of its state dict, which together recognize it
+    computes: str  # what it does differently
+    lacks: tuple[str, ...] = ()  # keys of the authors' whose absence recognizes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +90,11 @@ class Entry:
     layouts: tuple[Layout, ...]
     family: Family
     example: Mapping[str, JSON]
-    extent: Extent
-    inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs]
+    input_size: InputSize
+    inputs: MakeInputs
     cost: Callable[..., Cost] | None
     upstream: tuple[KeyMap, ...]
-    copies: tuple[Copy, ...]
+    known_variants: tuple[KnownVariant, ...]
     limits: Mapping[str, str]
 
     @property
@@ -104,30 +107,27 @@ class Entry:
 
         Raises `TypeError` with the signature where a keyword is unknown or an argument missing.
         """
-        return constructor.bind(self.name, self.cls, args, config)
+        return signature.bind(self.name, self.cls, args, config)
 
     @property
     def usage(self) -> str:
         """The signature as a user writes it: `se(c, *, reduction=16, bias=False)`."""
-        return constructor.usage(self.name, self.cls)
+        return signature.usage(self.name, self.cls)
 
-    def closed_form(self, extent: Extent | None = None, /, **config: Any) -> Cost | None:
-        """Parameters and multiply-adds by formula, or None where the entry states no formula.
+    def closed_form(self, size: InputSize | None = None, /, **config: Any) -> Cost | None:
+        """Parameters counted and multiply-adds by formula; None where the class states no formula.
 
-        The multiply-adds are those of one sample; the extent's batch has no part in them.
+        The multiply-adds are those of one sample; the batch of the size has no part in them.
         """
-        if self.cost is None:
+        size = size or self.input_size
+        if self.cost is not None:
+            return self.cost(size, **self.bind(**config))
+        with torch.device("meta"):
+            block = self.cls(**self.bind(**config))
+        macs = getattr(block, "macs", None)
+        if not callable(macs):
             return None
-        return self.cost(extent or self.extent, **self.bind(**config))
-
-    def params(self, **bound: Any) -> int:
-        """Parameters by formula, of all arguments; 0 where the entry states no formula."""
-        if self.cost is None:
-            return 0
-        try:
-            return self.cost(self.extent, **bound).params
-        except ValueError:  # the example is too small for these arguments; no extent adds to these
-            return self.cost(_VAST, **bound).params
+        return Cost(params=sum(p.numel() for p in block.parameters()), macs=macs(size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,7 @@ class Description:
     family: Family
     signature: str
     defaults: dict[str, Any]
+    ranges: dict[str, str]  # what an argument may be, where its type does not say it
     example: dict[str, JSON]
     paper: str
     code: str
@@ -171,110 +172,137 @@ _lock = threading.Lock()
 
 def register(
     name: str,
+    cls: type[nn.Module] | None = None,
     *,
     layout: Layout | tuple[Layout, ...],
     family: Family = "other",
     example: Mapping[str, JSON] | None = None,
-    extent: Extent = DEFAULT_EXTENT,
-    inputs: Callable[[Random, Extent, Mapping[str, Any]], Inputs] | None = None,
+    input_size: InputSize = DEFAULT_SIZE,
+    inputs: MakeInputs | None = None,
     cost: Callable[..., Cost] | None = None,
     upstream: KeyMap | Sequence[KeyMap] = (),
-    copies: Sequence[Copy] = (),
+    known_variants: Sequence[KnownVariant] = (),
     limits: Mapping[str, str] | None = None,
-) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Enter the decorated module class into the catalogue.
+) -> Any:
+    """Enter a module class into the catalogue: `register("mine", Mine, ...)`, or as a decorator.
+
+    A method `macs(size: InputSize) -> int` of the class, where it has one, states the multiply-adds
+    of one sample's forward pass by the published arithmetic.
 
     Args:
         name: lower-case name, unique in the catalogue.
+        cls: the class; without it, a decorator is returned.
         layout: layout of the input; of several the first is the default, and the class takes
             `layout=` to pick another.
         family: a tag for listing.
         example: a config that builds, for tests, benchmark and documents; default: `c=64`.
-        extent: size of the example input.
-        inputs: `inputs(random, extent, config)` gives the forward call's arguments by name, for
-            layouts whose input does not follow from `c` and the extent alone.
-        cost: `cost(extent, **config)` gives the closed forms of parameters and MACs per sample.
+        input_size: size of the example input.
+        inputs: `inputs(random, size, config)` gives the forward call's arguments by name, for
+            layouts whose input does not follow from `c` and the size alone.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
-        copies: modules in wide use that compute something else, told by their keys.
+        known_variants: modules in wide use that compute something else, recognized by their keys.
         limits: capabilities the block does not have, each with the reason (see
-            `attnzoo.capabilities.CAPABILITIES`); the suite holds each to be true.
+            `attnzoo.capabilities.CAPABILITIES`); the suite checks that each is true.
 
     Raises:
         ValueError: the name is taken or malformed, or the example does not bind.
-        TypeError: the decorated object is not an `nn.Module` class.
+        TypeError: the class is not an `nn.Module` class, or an argument of another type.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        shown = check.shown(name)
-        raise ValueError(f"name={shown} must be a str of lower-case letters, digits, underscores")
     layouts = layout if isinstance(layout, tuple) else (layout,)
+    upstream = (upstream,) if isinstance(upstream, Mapping) else upstream
+    options = {
+        "example": example,
+        "limits": limits,
+        "inputs": inputs,
+        "input_size": input_size,
+        "upstream": upstream,
+        "known_variants": known_variants,
+    }
+    _check_registration(name, layouts, family, options)
+
+    def add(cls: type[nn.Module]) -> type[nn.Module]:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(
+                f"register({name!r}) takes an nn.Module class, not {messages.shown(cls)}"
+            )
+        _add(
+            Entry(
+                name=name,
+                cls=cls,
+                layouts=layouts,
+                family=family,
+                example={"c": 64} if example is None else dict(example),
+                input_size=input_size,
+                inputs=inputs or _standard_inputs(layouts[0]),
+                cost=cost,
+                upstream=tuple(upstream),
+                known_variants=tuple(known_variants),
+                limits=dict(limits or {}),
+            )
+        )
+        return cls
+
+    return add if cls is None else add(cls)
+
+
+def _check_registration(
+    name: str, layouts: tuple[Layout, ...], family: Family, options: Mapping[str, Any]
+) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        shown = messages.shown(name)
+        raise ValueError(f"name={shown} must be a str of lower-case letters, digits, underscores")
     if not layouts:
         raise ValueError("layout=() must name one layout at least")
     for value in layouts:
         check.choice("layout", value, get_args(Layout))
     check.choice("family", family, get_args(Family))
-    for key, mapping in (("example", example), ("limits", limits)):
-        if not (mapping is None or isinstance(mapping, Mapping)):
-            raise TypeError(f"{key}={check.shown(mapping)} must be a mapping")
-    for key, function in (("inputs", inputs), ("cost", cost)):
-        if not (function is None or callable(function)):
-            raise TypeError(f"{key}={check.shown(function)} must be a function")
-    if not (isinstance(extent, Extent) and all(isinstance(n, int) and n >= 1 for n in extent)):
-        raise TypeError(f"extent={check.shown(extent)} must be an attnzoo.Extent of ints above 0")
-    upstream = (upstream,) if isinstance(upstream, Mapping) else upstream
-    for key, items, kind in (("upstream", upstream, Mapping), ("copies", copies, Copy)):
+    for key in ("example", "limits"):
+        if not (options[key] is None or isinstance(options[key], Mapping)):
+            raise TypeError(f"{key}={messages.shown(options[key])} must be a mapping")
+    inputs, size = options["inputs"], options["input_size"]
+    if not (inputs is None or callable(inputs)):
+        raise TypeError(f"inputs={messages.shown(inputs)} must be a function")
+    if not (isinstance(size, InputSize) and all(isinstance(n, int) and n >= 1 for n in size)):
+        shown = messages.shown(size)
+        raise TypeError(f"input_size={shown} must be an attnzoo.InputSize of ints above 0")
+    for key, kind in (("upstream", Mapping), ("known_variants", KnownVariant)):
+        items = options[key]
         if not (isinstance(items, (list, tuple)) and all(isinstance(i, kind) for i in items)):
-            raise TypeError(f"{key}={check.shown(items)} must be a list of {kind.__name__}")
-    for capability in limits or {}:
+            raise TypeError(f"{key}={messages.shown(items)} must be a list of {kind.__name__}")
+    for capability in options["limits"] or {}:
         check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
     if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
         raise ValueError(f"layout={layouts} needs inputs=, a function that makes example inputs")
 
-    def add(cls: type[nn.Module]) -> type[nn.Module]:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError(
-                f"register({name!r}) decorates an nn.Module class, not {check.shown(cls)}"
-            )
-        entry = Entry(
-            name=name,
-            cls=cls,
-            layouts=layouts,
-            family=family,
-            example={"c": 64} if example is None else dict(example),
-            extent=extent,
-            inputs=inputs or _standard_inputs(layouts[0]),
-            cost=cost,
-            upstream=tuple(upstream),
-            copies=tuple(copies),
-            limits=dict(limits or {}),
-        )
-        try:
-            entry.bind(**entry.example)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the example of {name!r} does not fit its class: {error}") from error
-        taken = _catalogue()
-        with _lock:
-            if name in taken:
-                raise ValueError(
-                    f"a block named {name!r} is registered already ({taken[name].cls})"
-                )
-            constructor.hold(name, cls, entry.params)
-            taken[name] = entry
-        return cls
 
-    return add
+def _add(entry: Entry) -> None:
+    name = entry.name
+    try:
+        entry.bind(**entry.example)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the example of {name!r} does not fit its class: {error}") from error
+    taken = _catalogue()
+    with _lock:
+        if name in taken:
+            raise ValueError(f"a block named {name!r} is registered already ({taken[name].cls})")
+        signature.enforce_signature(name, entry.cls)
+        taken[name] = entry
 
 
 def find(name: str) -> Entry:
     """The entry of that name. Raises `UnknownBlockError` with the nearest names."""
     if not isinstance(name, str):
-        raise TypeError(f"a block's name is a str, not {type(name).__name__}: {check.shown(name)}")
+        raise TypeError(
+            f"a block's name is a str, not {type(name).__name__}: {messages.shown(name)}"
+        )
     try:
         return _catalogue()[name]
     except KeyError:
         known = _catalogue().copy()  # others may register meanwhile
-        hint = check.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
+        hint = messages.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
-            f"no block is named {check.shown(name)}{hint}; attnzoo.names() lists all {len(known)}"
+            f"no block is named {messages.shown(name)}{hint}; "
+            f"attnzoo.names() lists all {len(known)}"
         ) from None
 
 
@@ -291,7 +319,7 @@ def names(
     if family is not None:
         check.choice("family", family, get_args(Family))
     if not (text is None or isinstance(text, str)):
-        raise TypeError(f"text={check.shown(text)} must be a str")
+        raise TypeError(f"text={messages.shown(text)} must be a str")
     return sorted(
         name
         for name, entry in _catalogue().copy().items()
@@ -317,6 +345,7 @@ def describe(name: str) -> Description:
             for key, parameter in entry.signature.parameters.items()
             if parameter.default is not parameter.empty
         },
+        ranges=signature.ranges(entry.cls),
         example=dict(entry.example),
         **{section.lower(): sections.get(section, "") for section in _SECTIONS},
         params=cost.params if cost else None,
@@ -352,7 +381,7 @@ def build(
     bound = entry.bind(*args, **config)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in check.DTYPES):
         legal = ", ".join(map(str, check.DTYPES))
-        raise ValueError(f"dtype={check.shown(dtype)} must be a floating torch.dtype: {legal}")
+        raise ValueError(f"dtype={messages.shown(dtype)} must be a floating torch.dtype: {legal}")
     if device is not None:
         check.device("device", device)
     with torch.device(device) if device is not None else nullcontext():
@@ -368,13 +397,13 @@ def _catalogue() -> dict[str, Entry]:
 
 def _standard_inputs(
     layout: Layout,
-) -> Callable[[Random, Extent, Mapping[str, Any]], Inputs]:
-    def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+) -> MakeInputs:
+    def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
         c = config["c"]
         shapes = {
-            "image": (at.batch, c, at.height, at.width),
-            "sequence": (at.batch, at.steps, c),
-            "image_series": (at.batch, at.steps, c, at.height, at.width),
+            "image": (size.batch, c, size.height, size.width),
+            "sequence": (size.batch, size.steps, c),
+            "image_series": (size.batch, size.steps, c, size.height, size.width),
         }
         return {"x": random(*shapes[config.get("layout", layout)])}
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnzoo.bench.workload import call
 from attnzoo.registry import Inputs
+from attnzoo.testing.inputs import call
 
 Config = Mapping[str, Any]
 State = Mapping[str, Tensor]

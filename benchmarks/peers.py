@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
-from attnzoo.bench.workload import call, leaves, make_inputs, tensors
 from attnzoo.registry import Entry, Inputs, find
+from attnzoo.testing.inputs import call, leaves, make_inputs, tensors
 
 from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
 
@@ -79,12 +79,12 @@ def matched(peer: Peer, options: argparse.Namespace) -> Match:
     """Build both sides of a comparison and say whether they compute the same."""
     entry = find(peer.block)
     config = _config(entry, peer, options.c)
-    extent = entry.extent
+    extent = entry.input_size
     if options.size:
         extent = extent._replace(height=options.size, width=options.size, steps=options.size)
     torch.manual_seed(0)
     theirs = peer.build(config, options.upstream)
-    stir(theirs)
+    randomize_parameters(theirs)
     ours, outputs = _twin(entry, theirs, peer, config)
     inputs = leaves(make_inputs(entry, config, extent, device=options.device))
     blocks = (ours.to(options.device), theirs.to(options.device))
@@ -121,7 +121,7 @@ def _config(entry: Entry, peer: Peer, c: int | None) -> dict[str, Any]:
     return entry.bind(**config)
 
 
-def stir(block: nn.Module) -> None:
+def randomize_parameters(block: nn.Module) -> None:
     """Random weights and statistics: nothing hides behind a gate of zero or a bias of zero."""
     with torch.no_grad():
         for parameter in block.parameters():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import attnzoo
-from attnzoo.bench.workload import call, leaves, make_inputs, tensors
 from attnzoo.registry import find
+from attnzoo.testing.inputs import call, leaves, make_inputs, tensors
 
 
 @pytest.mark.parametrize("name", attnzoo.names())
@@ -16,7 +16,7 @@ def test_training_step(name: str, benchmark: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     entry = find(name)
     block = attnzoo.build(name, **entry.example)
-    inputs = leaves(make_inputs(entry, dict(entry.example), entry.extent))
+    inputs = leaves(make_inputs(entry, dict(entry.example), entry.input_size))
 
     def step() -> None:
         outputs = [t for t in tensors(call(block, inputs)) if t.requires_grad]

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
-from attnzoo.bench.workload import call, make_inputs, tensors
 from attnzoo.registry import Entry, Inputs, find
+from attnzoo.testing.inputs import call, make_inputs, tensors
 
 from tolerances import assert_close
 
 blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
 
-SMALL = attnzoo.Extent(batch=2, steps=7, height=5, width=6)
-ODD = attnzoo.Extent(batch=3, steps=13, height=9, width=11)
-SINGLE = attnzoo.Extent(batch=1, steps=24, height=14, width=14)
+SMALL = attnzoo.InputSize(batch=2, steps=7, height=5, width=6)
+ODD = attnzoo.InputSize(batch=3, steps=13, height=9, width=11)
+SINGLE = attnzoo.InputSize(batch=1, steps=24, height=14, width=14)
 
 
 def made(
     name: str,
-    extent: attnzoo.Extent | None = None,
+    extent: attnzoo.InputSize | None = None,
     dtype: torch.dtype = torch.float32,
     train: bool = False,
     **config: Any,
@@ -32,12 +32,12 @@ def made(
     entry = find(name)
     settings = {**entry.example, **config}
     block = attnzoo.build(name, **settings, dtype=dtype).train(train)
-    stir(block)
-    inputs = make_inputs(entry, settings, extent or entry.extent, dtype=dtype)
+    randomize_parameters(block)
+    inputs = make_inputs(entry, settings, extent or entry.input_size, dtype=dtype)
     return entry, block, inputs
 
 
-def stir(block: nn.Module) -> None:
+def randomize_parameters(block: nn.Module) -> None:
     """Move every parameter off its initial value, so that no gate hides behind a zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attnzoo
-from attnzoo.reference import Case, cases
+from attnzoo.reference.cases import Case, cases
 from attnzoo.registry import Entry, find
 
 HOSTILE: tuple[Any, ...] = (
@@ -33,7 +33,7 @@ class Call:
     name: str
     config: dict[str, Any]
     direct: bool  # the class itself, not `attnzoo.build`
-    extent: attnzoo.Extent
+    extent: attnzoo.InputSize
     dtype: torch.dtype = torch.float32
     train: bool = False
     autocast: bool = False
@@ -44,13 +44,13 @@ class Call:
 def calls(name: str) -> st.SearchStrategy[Call]:
     """Calls of one block: a config that works with up to two values exchanged, and any input."""
     entry = find(name)
-    extents = st.builds(attnzoo.Extent, _sizes(3), _sizes(13), _sizes(7), _sizes(7))
+    extents = st.builds(attnzoo.InputSize, _sizes(3), _sizes(13), _sizes(7), _sizes(7))
     return st.builds(
         Call,
         name=st.just(name),
         config=_configs(entry),
         direct=st.booleans(),
-        extent=extents,
+        input_size=extents,
         dtype=_mostly(st.just(torch.float32), st.sampled_from(DTYPES)),
         train=st.booleans(),
         autocast=_mostly(st.just(False), st.just(True)),

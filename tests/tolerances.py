@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.bench.workload import tensors
+from attnzoo.testing.inputs import tensors
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops.by_hand import plain_forms
-from ..reference import verify
+from ..autograd import reference_forms
+from ..reference.cases import verify
 from ..registry import Entry, build
-from . import slopes
+from ..testing import gradcheck
+from ..testing.inputs import arguments, leaves, tensors
+from ..testing.rounding import Rounded
 from .passes import Bound, derived
-from .rounding import Rounded
 from .settings import Settings
-from .workload import arguments, leaves, tensors
 
 DRAWS = 32  # of random roundings at most: a unit near its kink turns over in few of them
 EXCUSE = {  # times as far as those move the plain form, a right block may be off
@@ -63,11 +63,11 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
             if not error <= limit:
                 raise _wrong(entry, "training" if train else "inference", what, error, limit)
             worst = max(worst, error)
-    for name, error in () if verdicts else slopes.errors(twin, bound.inputs, bound.grads):
-        if not error <= slopes.LIMIT:
+    for name, error in () if verdicts else gradcheck.errors(twin, bound.inputs, bound.grads):
+        if not error <= gradcheck.LIMIT:
             raise WrongResultError(
                 f"{entry.name} is not timed: the gradient of {name} is no slope of its outputs "
-                f"(off by {error:.1e}, limit {slopes.LIMIT:.0e})"
+                f"(off by {error:.1e}, limit {gradcheck.LIMIT:.0e})"
             )
     return Checked(worst, limit)
 
@@ -119,7 +119,7 @@ def _plain(entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: S
     positional, keywords = arguments(twin.train(train), mine)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    with torch.set_grad_enabled(train), plain_forms():
+    with torch.set_grad_enabled(train), reference_forms():
         output = twin(*positional, **keywords)
     if not torch.equal(before, torch.get_rng_state()):
         _repeatable(entry, settings)

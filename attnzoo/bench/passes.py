@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import Entry, Inputs
+from ..testing.inputs import arguments, tensors
 from . import cuda
 from .settings import Settings
-from .workload import arguments, tensors
 
 WHOLE_GRAPH = "torch.compile(fullgraph=True)"
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..registry import Entry, Extent, Inputs, build, find
-from . import correct, count, cuda, passes, roofline, timing
+from ..cost import counter
+from ..registry import Entry, Inputs, InputSize, build, find
+from ..testing.inputs import leaves, make_inputs, randomize_parameters, tensors, to_channels_last
+from . import correct, cuda, passes, roofline, timing
 from .correct import WrongResultError as WrongResultError
 from .passes import Bound
 from .row import Failure as Failure
@@ -17,7 +19,6 @@ from .row import Row as Row
 from .settings import Settings as Settings
 from .task import Task as Task
 from .task import tasks as tasks
-from .workload import leaves, make_inputs, stir, tensors, to_channels_last
 
 
 def table(
@@ -52,7 +53,7 @@ def perform(task: Task) -> Row | Failure:
 
 def _row(task: Task) -> Row:
     settings, entry = task.settings, find(task.block)
-    config, extent = entry.bind(**task.config), settings.extent(entry)
+    config, extent = entry.bind(**task.config), settings.input_size(entry)
     with _threads(settings.threads), cuda.ieee():
         block, inputs = _made(entry, config, extent, settings)
         bound = passes.bind(entry, block, inputs, settings)
@@ -75,25 +76,25 @@ def _row(task: Task) -> Row:
 
 
 def _made(
-    entry: Entry, config: dict[str, Any], extent: Extent, settings: Settings
+    entry: Entry, config: dict[str, Any], extent: InputSize, settings: Settings
 ) -> tuple[nn.Module, Inputs]:
     torch.manual_seed(0)
     at: dict[str, Any] = {"device": settings.device, "dtype": settings.stored}
     block = build(entry.name, **config, **at)
-    stir(block)
+    randomize_parameters(block)
     inputs = make_inputs(entry, config, extent, **at)
     if settings.channels_last:
         inputs = to_channels_last(entry, block, inputs)
     return block, leaves(inputs)
 
 
-def _costs(entry: Entry, config: dict[str, Any], extent: Extent, bound: Bound) -> dict[str, Any]:
+def _costs(entry: Entry, config: dict[str, Any], extent: InputSize, bound: Bound) -> dict[str, Any]:
     """The row's counts, of a copy of the block on the meta device."""
     ghost = build(entry.name, **config, device="meta")
-    work = count.work(ghost, make_inputs(entry, config, extent, device="meta"))
+    work = counter.work(ghost, make_inputs(entry, config, extent, device="meta"))
     published = entry.closed_form(extent, **config)
     with bound.passes.forward.ready() as step:
-        traffic = count.traffic(bound.block, bound.inputs, step())
+        traffic = counter.traffic(bound.block, bound.inputs, step())
     return {
         "params": sum(p.numel() for p in bound.block.parameters()),
         "macs": work.macs if published is None else published.macs,
@@ -122,7 +123,7 @@ def _works(
 
 def _memory(bound: Bound, settings: Settings) -> dict[str, Any]:
     with settings.precision():
-        saved = count.saved_bytes(bound.run.train(), bound.inputs)
+        saved = counter.saved_bytes(bound.run.train(), bound.inputs)
     with bound.allocating.ready() as step:
         peak = cuda.peak_bytes(step, settings.device) if settings.kind == "cuda" else None
     return {"memory_saved_bytes": saved, "memory_peak_bytes": peak}

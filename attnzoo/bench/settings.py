@@ -6,8 +6,8 @@ from typing import get_args
 
 import torch
 
-from .. import check
-from ..registry import Entry, Extent
+from ..registry import Entry, InputSize
+from ..validation import check
 from .row import Mode
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -71,9 +71,9 @@ class Settings:
         """What a forward pass runs under: autocast where asked for."""
         return torch.autocast(self.kind, self.computed) if self.autocast else nullcontext()
 
-    def extent(self, entry: Entry) -> Extent:
+    def input_size(self, entry: Entry) -> InputSize:
         """The entry's example extent with what was asked for instead."""
-        at = entry.extent
+        at = entry.input_size
         if self.size is not None:
             height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
             at = at._replace(height=height, width=width)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .. import check
 from ..registry import Entry
+from ..validation import check
 from . import scaling
 from .results import Result
 from .row import Row

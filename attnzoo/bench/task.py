@@ -14,9 +14,9 @@ import torch
 
 from .. import __version__
 from ..registry import Entry, find
+from ..testing.inputs import make_inputs
 from .row import Failure
 from .settings import Settings
-from .workload import make_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def _workload(entry: Entry, config: Mapping[str, Any], settings: Settings) -> di
     fields: dict[str, Any] = {"config": _plain(config)}
     with contextlib.suppress(Exception):  # to be raised again where it is performed
         bound = entry.bind(**config)
-        inputs = make_inputs(entry, bound, settings.extent(entry), device="meta")
+        inputs = make_inputs(entry, bound, settings.input_size(entry), device="meta")
         fields["shape"] = {
             key: [list(t.shape) for t in value] if isinstance(value, list) else list(value.shape)
             for key, value in inputs.items()

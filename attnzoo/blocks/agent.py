@@ -32,16 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
 from ..ops import leading
 from ..ops.pooling import adaptive_average
-from ..registry import Cost, Extent, Inputs, Random, register
+from ..registry import Cost, Inputs, InputSize, Random, register
+from ..validation import check
 
 _GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, whatever the window
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     heads: int,
     agents: int,
@@ -64,7 +64,7 @@ def cost(
     )  # fmt: skip
 
 
-def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
     if config["layout"] == "image":
         return {"x": random(at.batch, config["c"], at.height, at.width)}
     tokens = math.prod(config["window"]) + (config["variant"] == "deit")

@@ -19,15 +19,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import maximum
-from ..ops.by_hand import ByHand
-from ..ops.samples import pieces
-from ..registry import Copy, Cost, Extent, register
+from ..ops.chunks import chunks
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 
 
 def cost(
-    at: Extent, c: int, reduction: int, kernel_size: int, spatial: bool, pool_types: tuple[str, ...]
+    at: InputSize,
+    c: int,
+    reduction: int,
+    kernel_size: int,
+    spatial: bool,
+    pool_types: tuple[str, ...],
 ) -> Cost:
     r, window = c // reduction, 2 * kernel_size**2
     return Cost(
@@ -50,7 +55,7 @@ def _pool_plain(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pool_forward(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    top, index = maximum.over_plane(x)
+    top, index = maximum.max_over_hw(x)
     return (x, x.mean((2, 3)), top), (index,)
 
 
@@ -79,9 +84,9 @@ def _pool_channels_plain(x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
 def _pool_channels_forward(x: Tensor, s: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     top, mean = (x.new_empty(x.shape[:1] + x.shape[2:]) for _ in range(2))
     index = torch.empty_like(top, dtype=torch.long)
-    for at, room in pieces(x):
-        u = torch.mul(x[at], s[at, :, None, None], out=room)
-        top[at], index[at] = maximum.over(u, 1)
+    for at, buffer in chunks(x):
+        u = torch.mul(x[at], s[at, :, None, None], out=buffer)
+        top[at], index[at] = maximum.max_with_index(u, 1)
         torch.mean(u, 1, out=mean[at])
     return (x, top, mean), (index,)
 
@@ -97,13 +102,15 @@ def _pool_channels_backward(
     (x, s), index = args, saved[0][:, None]
     d_mean = d_mean / x.shape[1]
     ds = torch.empty_like(s)
-    for at, room in pieces(x):
-        torch.sum(torch.mul(x[at], d_mean[at, None], out=room), (2, 3), out=ds[at])
-        dx[at].add_(torch.mul(s[at, :, None, None], d_mean[at, None], out=room))
+    for at, buffer in chunks(x):
+        torch.sum(torch.mul(x[at], d_mean[at, None], out=buffer), (2, 3), out=ds[at])
+        dx[at].add_(torch.mul(s[at, :, None, None], d_mean[at, None], out=buffer))
     at_top = index.flatten(1)
     d_top = d_top.flatten(1)
     ds.scatter_add_(1, at_top, d_top * x.gather(1, index).flatten(1))
-    maximum.add_at(dx, 1, saved[0], (d_top * s.gather(1, at_top)).view(index.squeeze(1).shape))
+    maximum.scatter_to_max(
+        dx, 1, saved[0], (d_top * s.gather(1, at_top)).view(index.squeeze(1).shape)
+    )
     return dx, ds
 
 
@@ -113,9 +120,9 @@ def _scale_plain(x: Tensor, s: Tensor, gate: Tensor) -> Tensor:
 
 def _scale_forward(x: Tensor, s: Tensor, gate: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     y = torch.empty_like(x)
-    for at, room in pieces(x):
-        torch.mul(x[at], s[at, :, None, None], out=room)
-        torch.mul(room, gate[at, None], out=y[at])
+    for at, buffer in chunks(x):
+        torch.mul(x[at], s[at, :, None, None], out=buffer)
+        torch.mul(buffer, gate[at, None], out=y[at])
     return y, ()
 
 
@@ -127,21 +134,21 @@ def _scale_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, s, gate = args
     dx, ds, d_gate = torch.empty_like(x), torch.empty_like(s), torch.empty_like(gate)
-    for at, room in pieces(x):
-        torch.mul(dy[at], s[at, :, None, None], out=room)
-        torch.mul(room, gate[at, None], out=dx[at])
-        torch.sum(room.mul_(x[at]), 1, out=d_gate[at])
-        torch.mul(dy[at], gate[at, None], out=room)
-        torch.sum(room.mul_(x[at]), (2, 3), out=ds[at])
+    for at, buffer in chunks(x):
+        torch.mul(dy[at], s[at, :, None, None], out=buffer)
+        torch.mul(buffer, gate[at, None], out=dx[at])
+        torch.sum(buffer.mul_(x[at]), 1, out=d_gate[at])
+        torch.mul(dy[at], gate[at, None], out=buffer)
+        torch.sum(buffer.mul_(x[at]), (2, 3), out=ds[at])
     return dx, ds, d_gate
 
 
 _LEAST = 2**16  # numbers; smaller inputs were slower by hand
-_pool = ByHand(_pool_plain, _pool_forward, _pool_backward, _LEAST)
-_pool_channels = ByHand(
+_pool = CustomGradient(_pool_plain, _pool_forward, _pool_backward, _LEAST)
+_pool_channels = CustomGradient(
     _pool_channels_plain, _pool_channels_forward, _pool_channels_backward, _LEAST
 )
-_scale = ByHand(_scale_plain, _scale_forward, _scale_backward, _LEAST)
+_scale = CustomGradient(_scale_plain, _scale_forward, _scale_backward, _LEAST)
 
 
 class MaxMeanGate(nn.Module):
@@ -173,30 +180,30 @@ class MaxMeanGate(nn.Module):
     layout="image",
     family="spatial",
     example={"c": 64},
-    extent=Extent(height=28, width=28),
+    input_size=InputSize(height=28, width=28),
     cost=cost,
     upstream={
         "ChannelGate.mlp.1": "fc1",
         "ChannelGate.mlp.3": "fc2",
         "SpatialGate.spatial": "spatial",
     },
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="fightingcv's CBAMBlock",
             keys=("ca.se.0.weight", "sa.conv.bias"),
             computes="adds its input, and has no BatchNorm and no biases in the MLP",
         ),
-        Copy(
+        KnownVariant(
             whose="changzy00's CBAM",
             keys=("ca.fc.0.weight", "sa.conv.weight"),
             computes="has the mean before the maximum, no BatchNorm and no biases",
         ),
-        Copy(
+        KnownVariant(
             whose="luuuyi/CBAM.PyTorch, the common copy on the web",
             keys=("ca.fc.0.weight", "sa.conv1.weight"),
             computes="has the mean before the maximum, no BatchNorm and no biases",
         ),
-        Copy(
+        KnownVariant(
             whose="timm's CbamModule",
             keys=("channel.fc1.weight", "spatial.conv.conv.weight"),
             computes="has the mean before the maximum, and by default no biases in the MLP",

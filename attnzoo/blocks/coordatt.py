@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
-from ..ops.by_hand import ByHand
-from ..registry import Copy, Cost, Extent, register
+from ..autograd import CustomGradient
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 
 
-def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
+def cost(at: InputSize, c: int, reduction: int, c_out: int | None) -> Cost:
     m, o = max(8, c // reduction), c_out or c
     return Cost(params=c * m + 3 * m + 2 * (m * o + o), macs=(at.height + at.width) * m * (c + o))
 
@@ -38,8 +38,8 @@ def cost(at: Extent, c: int, reduction: int, c_out: int | None) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="timm's CoordAttn as it is by default",
             keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
             lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
@@ -120,4 +120,4 @@ def _backward(
     return d_x, d_rows, d_columns
 
 
-_gated = ByHand(_plain, _forward, _backward)
+_gated = CustomGradient(_plain, _forward, _backward)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
 from ..ops.leading import fold, unfold
-from ..ops.precision import as_given, wide
-from ..registry import Cost, Extent, register
+from ..ops.precision import autocast_disabled, upcast
+from ..registry import Cost, InputSize, register
+from ..validation import check
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     heads: int,
     window: int,
@@ -202,8 +202,8 @@ def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
     if ragged:  # the last step, repeated, fills the last window
         qkv = qkv.index_select(1, step.clamp(max=steps - 1))
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    q, k = wide(q) * q.shape[-1] ** -0.5, wide(k)
-    with as_given(q):  # products of half precision can pass its largest number
+    q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
+    with autocast_disabled(q):  # products of half precision can pass its largest number
         scores = q @ k.mT  # NM heads W W
     if causal:  # what fills the last window comes later than every step
         scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))

@@ -19,12 +19,12 @@ Cost: with q = c // reduction, N = H W: parameters 2 q (c + 1) + c (c + 1) + 2;
 
 from torch import Tensor, nn
 
-from .. import check
-from ..registry import Copy, Cost, Extent, register
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 from . import danet_channel, danet_position
 
 
-def cost(at: Extent, c: int, reduction: int, head: bool) -> Cost:
+def cost(at: InputSize, c: int, reduction: int, head: bool) -> Cost:
     i = c // 4 if head else c
     parts = danet_position.cost(at, i, reduction), danet_channel.cost(at, i)
     convs = 18 * c * i + 18 * i * i
@@ -41,13 +41,13 @@ def cost(at: Extent, c: int, reduction: int, head: bool) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={"conv6": None, "conv7": None, "conv8": None},  # the rest has the authors' names
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="fightingcv's DAModule",
             keys=("position_attention_module.cnn.weight", "channel_attention_module.cnn.weight"),
             computes="has scaled dot-product attentions of fixed size, no gamma and no residual",
         ),
-        Copy(
+        KnownVariant(
             whose="mmsegmentation's DAHead",
             keys=("pam.gamma.scale", "cam.gamma.scale"),
             computes="has the same formulas under other keys and shapes, for which there is no map",

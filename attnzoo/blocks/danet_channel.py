@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import memory_format
-from ..ops.by_hand import ByHand
-from ..ops.precision import autocast_dtype, wide_dtype
-from ..registry import Copy, Cost, Extent, register
+from ..ops.precision import autocast_dtype, upcast_dtype
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 
 
-def cost(at: Extent, c: int) -> Cost:
+def cost(at: InputSize, c: int) -> Cost:
     return Cost(params=1, macs=2 * c * c * at.height * at.width)
 
 
@@ -34,8 +34,8 @@ def cost(at: Extent, c: int) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={},  # the authors' name is ours
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="changzy00's CAM",
             keys=("beta",),
             lacks=("weight", "bias", "gamma"),
@@ -64,7 +64,7 @@ class CAM(nn.Module):
         else:  # off: its dtype would round the energies, and float16 overflow
             with torch.autocast(x.device.type, enabled=False):
                 y = _attend(pixels, self.gamma.to(x.dtype))
-        return memory_format.kept(y.reshape(x.shape), x)
+        return memory_format.match_memory_format(y.reshape(x.shape), x)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
@@ -72,7 +72,7 @@ class CAM(nn.Module):
 
 def _attention(x: Tensor) -> Tensor:
     """softmax(-X X^T), in float32 at least."""
-    rows = x.to(wide_dtype(x.dtype))
+    rows = x.to(upcast_dtype(x.dtype))
     return (rows @ rows.mT).neg().softmax(-1)  # B C C
 
 
@@ -106,4 +106,4 @@ def _backward(
     return dx, mean.sum().to(x.dtype).expand(1)
 
 
-_attend = ByHand(_plain, _forward, _backward)
+_attend = CustomGradient(_plain, _forward, _backward)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import memory_format
-from ..ops.by_hand import ByHand
-from ..ops.precision import autocast_dtype, wide
-from ..registry import Copy, Cost, Extent, register
+from ..ops.precision import autocast_dtype, upcast
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 
 
-def cost(at: Extent, c: int, reduction: int) -> Cost:
+def cost(at: InputSize, c: int, reduction: int) -> Cost:
     r, n = c // reduction, at.height * at.width
     return Cost(
         params=2 * r * (c + 1) + c * (c + 1) + 1,
@@ -41,8 +41,8 @@ def cost(at: Extent, c: int, reduction: int) -> Cost:
     example={"c": 64},
     cost=cost,
     upstream={},  # the authors' names are ours
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="changzy00's PAM",
             keys=("b.weight", "c.weight", "d.weight", "alpha"),
             computes="has queries and keys of all channels",
@@ -83,7 +83,7 @@ class PAM(nn.Module):
         else:  # autocast's dtype by hand: no N x N map is kept, and the residual is exact
             with torch.autocast(x.device.type, enabled=False):
                 y = _by_hand(x, low, *(w.to(x.dtype) for w in weights))
-        return memory_format.kept(y, x)
+        return memory_format.match_memory_format(y, x)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
@@ -94,7 +94,7 @@ def _plain(x: Tensor, dtype: torch.dtype, gamma: Tensor, *weights: Tensor) -> Te
     low = x.to(dtype)
     pairs = zip(weights[::2], weights[1::2], strict=True)
     q, k, v = (F.conv2d(low, w.to(dtype), b.to(dtype)).flatten(2) for w, b in pairs)
-    energies = torch.bmm(wide(q).mT, wide(k))  # B N N
+    energies = torch.bmm(upcast(q).mT, upcast(k))  # B N N
     o = torch.bmm(v, energies.softmax(-1).to(dtype).mT).reshape(x.shape)
     return gamma * o.to(x.dtype) + x
 
@@ -114,7 +114,7 @@ def _split(qkv: Tensor, c: int) -> tuple[Tensor, ...]:
     """Queries and keys, in float32 at least, and values."""
     r = (qkv.shape[1] - c) // 2
     q, k, v = qkv.split_with_sizes((r, r, c), 1)
-    return wide(q), wide(k), v
+    return upcast(q), upcast(k), v
 
 
 def _chunks(x: Tensor) -> list[slice]:
@@ -172,4 +172,4 @@ def _backward(
     return dx, None, dgamma, *pairs
 
 
-_by_hand = ByHand(_plain, _forward, _backward)
+_by_hand = CustomGradient(_plain, _forward, _backward)

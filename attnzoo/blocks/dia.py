@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import annotation, check
-from ..ops.by_hand import ByHand, recording
-from ..registry import Cost, Extent, register
+from .. import _torch
+from ..autograd import CustomGradient
+from ..registry import Cost, InputSize, register
+from ..validation import check, types
 
 
-def cost(at: Extent, c: int, modulated: bool, scales: tuple[float, float]) -> Cost:
+def cost(at: InputSize, c: int, modulated: bool, scales: tuple[float, float]) -> Cost:
     half = -(-at.height // 2) * -(-at.width // 2)
     return Cost(params=39 + 20 * modulated, macs=(36 + 18 * modulated) * half)
 
@@ -78,7 +79,7 @@ class DIA(nn.Module):
 
     @scales.setter
     def scales(self, value: tuple[float, float]) -> None:
-        self._scales: tuple[float, float] = annotation.fit("scales", value, tuple[float, float])
+        self._scales: tuple[float, float] = types.fit("scales", value, tuple[float, float])
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
@@ -128,7 +129,8 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     Ordinary operations, and exact: the difference is zero. A custom autograd Function would lose
     the factor in torch.export as module hooks do.
     """
-    still = _row_without_gradient(x) if torch.compiler.is_exporting() or recording() else x.detach()
+    recorded = _torch.is_exporting() or _torch.proxy_tracing()
+    still = _row_without_gradient(x) if recorded else x.detach()
     return torch.lerp(still, x, factor)
 
 
@@ -182,5 +184,5 @@ def _gate_backward(
     return passed.mul_(mask) if needs[0] else None, of_mask
 
 
-_pooled = ByHand(_plain_pool, _pool, _pool_backward)
-_gated = ByHand(_plain_gate, _gate, _gate_backward)
+_pooled = CustomGradient(_plain_pool, _pool, _pool_backward)
+_gated = CustomGradient(_plain_gate, _gate, _gate_backward)

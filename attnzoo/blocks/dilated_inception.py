@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
 from ..ops.time_conv import time_conv
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check, messages
 
 # Products with padding zeros, per step, up to which one convolution beat one a branch.
 _WASTE = 65_536
@@ -58,7 +58,7 @@ _TEMPORAL = dict.fromkeys(
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     c_out: int | None,
     kernels: tuple[int, ...],
@@ -153,7 +153,7 @@ class DilatedInception(nn.Module):
         elif x.shape[-2] <= self.reach:
             raise ValueError(
                 f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
-                f"kernels={check.shown(self.kernels)} and dilation={self.dilation} it needs "
+                f"kernels={messages.shown(self.kernels)} and dilation={self.dilation} it needs "
                 f"at least {self.reach + 1}: take a longer series or padding='causal'"
             )
         u = (self._one if self.as_one else self._apart)(h, convs, dilation)
@@ -195,7 +195,7 @@ class DilatedInception(nn.Module):
             nearest = f"{below} and {below + count}" if below else f"{count}"
             raise ValueError(
                 f"c_out={self.c_out} must be a multiple of the {count} branches of "
-                f"kernels={check.shown(self.kernels)}; nearest: {nearest} "
+                f"kernels={messages.shown(self.kernels)}; nearest: {nearest} "
                 f"(c_out=None takes c={self.c})"
             )
         return self.c_out // count

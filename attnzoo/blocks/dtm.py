@@ -25,9 +25,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import check
 from ..ops.pooling import adaptive_average
-from ..registry import Cost, Extent, Inputs, Random, register
+from ..registry import Cost, Inputs, InputSize, Random, register
+from ..validation import check, messages
 from .mamba import Mamba
 from .mamba import cost as mixer_cost
 
@@ -69,7 +69,7 @@ class Tokenizer(nn.Sequential):
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     sizes: tuple[tuple[int, int, int], ...],
     dim: int,
     c_out: int,
@@ -100,7 +100,7 @@ def cost(
     )
 
 
-def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
     return {
         "features": [random(at.batch, *size) for size in config["sizes"]],
         "token": random(at.batch, 1, config["dim"]),
@@ -201,7 +201,7 @@ class DTM(nn.Module):
             got = f"{len(features)} maps" if listed else f"a {type(features).__name__}"
             raise ValueError(
                 f"features must be a list of {len(self.sizes)} maps, one for each of "
-                f"sizes={check.shown(self.sizes)}, not {got}"
+                f"sizes={messages.shown(self.sizes)}, not {got}"
             )
         for i, (x, size, make) in enumerate(
             zip(features, self.sizes, self.tokenizers, strict=True)

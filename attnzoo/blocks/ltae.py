@@ -38,16 +38,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import needs_reference_form
 from ..ops import leading
-from ..ops.by_hand import looked_into
-from ..registry import Cost, Extent, Inputs, Random, register
+from ..registry import Cost, Inputs, InputSize, Random, register
+from ..validation import check, messages
 
 Variant = Literal["2d", "original"]
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     heads: int,
     d_k: int,
@@ -85,7 +85,7 @@ def cost(
     )
 
 
-def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
     series = config["layout"] == "image_series"
     shape = (at.batch, at.steps, config["c"]) + ((at.height, at.width) if series else ())
     days = 5 * torch.arange(at.steps).expand(at.batch, -1)
@@ -98,7 +98,7 @@ def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
     layout=("image_series", "sequence"),
     family="temporal",
     example={"c": 32, "heads": 4, "d_model": 64, "mlp": [64, 48], "dropout": 0.0},
-    extent=Extent(batch=2, steps=24, height=7, width=7),
+    input_size=InputSize(batch=2, steps=24, height=7, width=7),
     inputs=inputs,
     cost=cost,
     upstream=(
@@ -233,7 +233,7 @@ class LTAE(nn.Module):
         days = leading.fold(_per_step("positions", positions, steps, x), keep=1)
         if days.dtype == torch.bool or days.is_complex():
             raise TypeError(f"positions is {days.dtype}; it must be real numbers, the steps' days")
-        watched = days.device.type == "cpu" and not looked_into(days)  # on CUDA a look is a wait
+        watched = days.device.type == "cpu" and not needs_reference_form(days)  # no wait on CUDA
         if watched and not days.isfinite().all():
             raise ValueError("positions has values that are not finite; give every step a day")
         return _sinusoid(days.to(_exact(x)), self.width // self.heads, self.period)
@@ -416,7 +416,7 @@ def _check_widths(
         cause = ", which d_model=None takes" if d_model is None else ""
         raise ValueError(
             f"mlp[0]={mlp[0]} must be {of}={width}, the width of the joined heads{cause}; "
-            f"take mlp={check.shown((width, *mlp[1:]))}"
+            f"take mlp={messages.shown((width, *mlp[1:]))}"
         )
     if variant == "2d":
         check.divides(by="heads", of="c", heads=heads, c=c)
@@ -432,7 +432,7 @@ def _check_options(
 ) -> None:
     if variant == "2d" and not isinstance(positions, bool):
         raise ValueError(
-            f"positions={check.shown(positions)} must be True or False for variant='2d', whose "
+            f"positions={messages.shown(positions)} must be True or False for variant='2d', whose "
             "call takes the days; a list is for variant='original'"
         )
     if variant == "original":

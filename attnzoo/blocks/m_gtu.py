@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
 from ..ops.time_conv import time_conv
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check, messages
 
 # The rest of the authors' DSTAGNN_block, which a checkpoint holds under the same prefix.
 _BESIDE = dict.fromkeys(
@@ -35,7 +35,7 @@ _BESIDE = dict.fromkeys(
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     length: int,
     kernels: tuple[int, ...],
@@ -77,7 +77,7 @@ class GTU(nn.Module):
     layout="sequence",
     family="temporal",
     example={"c": 32, "length": 12, "dropout": 0.0},
-    extent=Extent(steps=12),
+    input_size=InputSize(steps=12),
     inputs=lambda random, at, config: {
         "x": random(at.batch, at.steps if config["gtu_only"] else config["length"], config["c"])
     },
@@ -158,7 +158,7 @@ class MGTU(nn.Module):
             if self.length - k + 1 < window:
                 pooled = f" and pool={self.pool}" if window > 1 else ""
                 raise ValueError(
-                    f"kernels={check.shown(self.kernels)}: k={k}{pooled} leaves no step of "
+                    f"kernels={messages.shown(self.kernels)}: k={k}{pooled} leaves no step of "
                     f"length={self.length}; take kernels of at most {self.length - window + 1}, "
                     f"or length={k + window - 1} or more"
                 )
@@ -168,8 +168,8 @@ class MGTU(nn.Module):
         """Refuse what the chosen form, whole or a unit alone, has no place for."""
         if len(set(self.kernels)) < len(self.kernels):
             raise ValueError(
-                f"kernels={check.shown(self.kernels)} must all differ: a unit is named by its "
-                f"kernel; take kernels={check.shown(tuple(dict.fromkeys(self.kernels)))}"
+                f"kernels={messages.shown(self.kernels)} must all differ: a unit is named by its "
+                f"kernel; take kernels={messages.shown(tuple(dict.fromkeys(self.kernels)))}"
             )
         if not self.gtu_only and self.stride != 1:
             raise ValueError(
@@ -177,7 +177,7 @@ class MGTU(nn.Module):
             )
         if self.gtu_only and len(self.kernels) != 1:
             raise ValueError(
-                f"gtu_only=True takes one kernel, not kernels={check.shown(self.kernels)}; "
+                f"gtu_only=True takes one kernel, not kernels={messages.shown(self.kernels)}; "
                 f"take kernels=({self.kernels[0]},)"
             )
         if self.gtu_only and self.pool is not None:

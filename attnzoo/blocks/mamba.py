@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
 from ..ops import leading
 from ..ops.causal_conv import causal_conv
-from ..ops.precision import as_given
+from ..ops.precision import autocast_disabled
 from ..ops.selective_scan import selective_scan
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check, messages
 
 _LARGEST_DT = 1e4  # whose softplus, inverse and product with a weight all types hold
 
@@ -43,7 +43,7 @@ class MambaState(NamedTuple):
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     state: int,
     conv: int,
@@ -167,7 +167,7 @@ class Mamba(nn.Module):
         """
         for i, size in enumerate(batch):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise ValueError(f"batch[{i}]={check.shown(size)} must be an int of at least 0")
+                raise ValueError(f"batch[{i}]={messages.shown(size)} must be an int of at least 0")
         weight = self.in_proj.weight
         inner, taps = self.D.shape[0], self.conv1d.kernel_size[0]
         return MambaState(
@@ -217,7 +217,7 @@ class Mamba(nn.Module):
             out: Tensor = self.out_proj(gated.to(u.dtype))
             return out
         weight, bias = self.out_proj.weight, self.out_proj.bias
-        with as_given(gated):  # the gated product can pass 65504 where the output does not
+        with autocast_disabled(gated):  # the gated product can pass 65504 where the output does not
             wide_bias = None if bias is None else bias.to(gated.dtype)
             return F.linear(gated, weight.to(gated.dtype), wide_bias).to(u.dtype)
 

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
 from ..ops.leading import fold, unfold
 from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbours
 from ..ops.pyramid_attention import pyramid_attention
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check
 from . import pyraformer_cscm as cscm_file
 
 Output = Literal["finest", "gather", "pyramid"]
@@ -58,7 +58,7 @@ def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     heads: int,
     d_k: int | None,

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import check
 from ..ops.leading import fold, unfold
 from ..ops.pyramid import level_sizes
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check
 
 Kind = Literal["bottleneck", "conv", "max", "avg"]
 
@@ -49,7 +49,7 @@ def quarter(c: int, name: str) -> int:
     return c // 4
 
 
-def cost(at: Extent, c: int, windows: Sequence[int], kind: Kind, bottleneck: int | None) -> Cost:
+def cost(at: InputSize, c: int, windows: Sequence[int], kind: Kind, bottleneck: int | None) -> Cost:
     if kind in ("max", "avg"):
         return Cost(params=2 * c, macs=0)
     d = (bottleneck or c // 4) if kind == "bottleneck" else c

@@ -26,16 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import memory_format
-from ..ops.by_hand import ByHand
 from ..ops.depthwise import depthwise
-from ..ops.precision import as_given, wide
-from ..registry import Cost, Extent, register
+from ..ops.precision import autocast_disabled, upcast
+from ..registry import Cost, InputSize, register
+from ..validation import check
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     c_out: int | None,
     dim: int,
@@ -124,12 +124,12 @@ class LiteMLA(nn.Module):
             near = depthwise(z, cast(Tensor, deep.weight))
             fields.append(_grouped(near, cast(Tensor, point.weight)))
         y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
-        return memory_format.kept(y, x)
+        return memory_format.match_memory_format(y, x)
 
     def _attend(self, z: Tensor) -> Tensor:
         b, _, h, w = z.shape
-        heads = wide(z.reshape(b * self.heads, 3 * self.dim, h * w))
-        with as_given(heads):
+        heads = upcast(z.reshape(b * self.heads, 3 * self.dim, h * w))
+        with autocast_disabled(heads):
             o = _linear_attention(heads, self.dim, self.eps)
         y: Tensor = o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
         return y
@@ -191,7 +191,7 @@ def _backward(
     return d_z, None, None
 
 
-_linear_attention = ByHand(_plain, _forward, _backward)
+_linear_attention = CustomGradient(_plain, _forward, _backward)
 
 
 def _heads(c: int, dim: int, heads_ratio: float) -> int:

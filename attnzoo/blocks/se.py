@@ -13,11 +13,11 @@ Cost: with r = c // reduction, parameters 2 c r (+ c + r with bias); MACs 2 c r.
 
 from torch import Tensor, nn
 
-from .. import check
-from ..registry import Cost, Extent, register
+from ..registry import Cost, InputSize, register
+from ..validation import check
 
 
-def cost(at: Extent, c: int, reduction: int, bias: bool) -> Cost:
+def cost(at: InputSize, c: int, reduction: int, bias: bool) -> Cost:
     r = c // reduction
     return Cost(params=2 * c * r + bias * (c + r), macs=2 * c * r)
 

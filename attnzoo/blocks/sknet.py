@@ -19,13 +19,13 @@ Cost: with M = branches, G = groups, parameters 9 M c^2 / G + 2 M c + c d + 2 d 
 import torch
 from torch import Tensor, nn
 
-from .. import check
-from ..ops.by_hand import ByHand, looked_into
-from ..registry import Copy, Cost, Extent, register
+from ..autograd import CustomGradient, needs_reference_form
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 
 
 def cost(
-    at: Extent, c: int, branches: int, groups: int, reduction: int, min_dim: int, stride: int
+    at: InputSize, c: int, branches: int, groups: int, reduction: int, min_dim: int, stride: int
 ) -> Cost:
     d = max(c // reduction, min_dim)
     convs, maps = 9 * branches * c * c // groups, c * d * (1 + branches)
@@ -40,8 +40,8 @@ def cost(
     example={"c": 64},
     cost=cost,
     upstream={},
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="changzy00's SKLayer",
             keys=("split_3x3.0.weight", "split_5x5.0.weight", "fc.0.bias"),
             computes="has biases in every convolution and linear layer",
@@ -85,7 +85,7 @@ class SKConv(nn.Module):
         check.image(x, self.c, self.attn.fc_reduce.weight)
         check.batch_norm(self.attn.bn, x.shape[0], x, grow="batch")
         # Training on a CPU, convolutions of channels-last tensors are up to twice as fast.
-        eager = torch.is_grad_enabled() and x.device.type == "cpu" and not looked_into(x)
+        eager = torch.is_grad_enabled() and x.device.type == "cpu" and not needs_reference_form(x)
         last = eager and x.is_contiguous()
         source = x.contiguous(memory_format=torch.channels_last) if last else x
         features = [path(source) for path in self.paths]  # each B C H' W'
@@ -169,4 +169,4 @@ def _backward(
     return torch.stack(d_gates, 1), *d_features
 
 
-_mixed = ByHand(_plain, _forward, _backward)
+_mixed = CustomGradient(_plain, _forward, _backward)

@@ -24,16 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import leading
-from ..ops.by_hand import ByHand
-from ..ops.precision import as_given, wide
-from ..registry import Cost, Extent, register
+from ..ops.precision import autocast_disabled, upcast
+from ..registry import Cost, InputSize, register
+from ..validation import check
 
 _EPS = 1e-12  # the authors': a vector shorter than this is divided by it
 
 
-def cost(at: Extent, c: int, token_dim: int | None, heads: int, layout: str) -> Cost:
+def cost(at: InputSize, c: int, token_dim: int | None, heads: int, layout: str) -> Cost:
     out = token_dim or c
     d = out * heads
     tokens = at.height * at.width if layout == "image" else at.steps
@@ -123,15 +123,15 @@ def _plain(
     q, k = F.linear(x, w_q, b_q), F.linear(x, w_k, b_k)  # B T D
     narrow = q.dtype
     q, k = _unit(q), _unit(k)
-    with as_given(q):
-        score = q @ wide(w_g)  # B T 1
+    with autocast_disabled(q):
+        score = q @ upcast(w_g)  # B T 1
     a = _unit(score * scale, over=1)
     g = (a * q).sum(1, keepdim=True)  # B 1 D
     return F.linear(F.linear((g * k).to(narrow), w_p, b_p) + q.to(narrow), w_f, b_f)
 
 
 def _unit(x: Tensor, over: int = -1) -> Tensor:
-    return F.normalize(wide(x), dim=over, eps=_EPS)
+    return F.normalize(upcast(x), dim=over, eps=_EPS)
 
 
 def _forward(x: Tensor, *args: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -182,4 +182,4 @@ def _backward(
     return d_x, d_w[0], d_b[0], d_w[1], d_b[1], d_wg, *d_p, d_wf, total, None
 
 
-_attend = ByHand(_plain, _forward, _backward)
+_attend = CustomGradient(_plain, _forward, _backward)

@@ -32,15 +32,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import check
 from ..ops import leading
-from ..registry import Cost, Extent, Inputs, Random, register
+from ..registry import Cost, Inputs, InputSize, Random, register
+from ..validation import check, messages
 
 Mode = Literal["centered", "causal", "causal_query"]
 
 
 def cost(
-    at: Extent,
+    at: InputSize,
     c: int,
     heads: int,
     kernel_size: int,
@@ -53,7 +53,7 @@ def cost(
     return Cost(params=dense + 4 * c, macs=at.steps * dense + 2 * at.steps**2 * c)
 
 
-def inputs(random: Random, at: Extent, config: Mapping[str, Any]) -> Inputs:
+def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
     return {"query": random(at.batch, at.steps, config["c"])}
 
 
@@ -194,7 +194,7 @@ class TrendAwareAttention(nn.Module):
                 if steps[name] != sum(self.segments):
                     raise ValueError(
                         f"{name} has {steps[name]} steps; segments="
-                        f"{check.shown(self.segments)} make {sum(self.segments)}"
+                        f"{messages.shown(self.segments)} make {sum(self.segments)}"
                     )
 
 
@@ -210,6 +210,6 @@ def _check_mode(mode: Mode, causal: bool, segments: tuple[int, ...] | None) -> N
         check.positive(**{f"segments[{i}]": s for i, s in enumerate(segments)})
         if mode == "causal":
             raise ValueError(
-                f"segments={check.shown(segments)} with mode='causal': causal convolutions run "
+                f"segments={messages.shown(segments)} with mode='causal': causal convolutions run "
                 "over the whole series; take mode='centered' or 'causal_query', or segments=None"
             )

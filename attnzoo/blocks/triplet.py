@@ -18,15 +18,15 @@ Cost: parameters 3 (2 kernel_size^2 + 2); MACs 2 kernel_size^2 (C W + H C + H W)
 import torch
 from torch import Tensor, nn
 
-from .. import check
+from ..autograd import CustomGradient
 from ..ops import maximum
-from ..ops.by_hand import ByHand
-from ..ops.samples import pieces
-from ..registry import Copy, Cost, Extent, register
+from ..ops.chunks import chunks
+from ..registry import Cost, InputSize, KnownVariant, register
+from ..validation import check
 from .cbam import MaxMeanGate
 
 
-def cost(at: Extent, c: int, kernel_size: int, spatial: bool) -> Cost:
+def cost(at: InputSize, c: int, kernel_size: int, spatial: bool) -> Cost:
     window, plane = 2 * kernel_size**2, at.height * at.width
     return Cost(
         params=(2 + spatial) * (window + 2),
@@ -45,7 +45,7 @@ def _pool_plain(x: Tensor, spatial: bool) -> tuple[Tensor, ...]:
 
 
 def _pool_forward(x: Tensor, spatial: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    found = [maximum.over(x, axis) for axis in _axes(spatial)]
+    found = [maximum.max_with_index(x, axis) for axis in _axes(spatial)]
     pooled = [
         t for axis, (top, _) in zip(_axes(spatial), found, strict=True) for t in (top, x.mean(axis))
     ]
@@ -63,10 +63,10 @@ def _pool_backward(
     x, spatial = args
     axes = _axes(spatial)
     means = [(g / x.shape[axis]).unsqueeze(axis) for g, axis in zip(grads[1::2], axes, strict=True)]
-    for at, room in pieces(x):
-        dx[at].add_(_sum(means, at, room))
+    for at, buffer in chunks(x):
+        dx[at].add_(_sum(means, at, buffer))
     for axis, index, grad in zip(axes, indices, grads[::2], strict=True):
-        maximum.add_at(dx, axis, index, grad)
+        maximum.scatter_to_max(dx, axis, index, grad)
     return dx, None
 
 
@@ -79,8 +79,8 @@ def _gate_forward(
     x: Tensor, cw: Tensor, hc: Tensor, hw: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     y, shares = torch.empty_like(x), _shares(cw, hc, hw)
-    for at, room in pieces(x):
-        torch.mul(x[at], _sum(shares, at, room), out=y[at])
+    for at, buffer in chunks(x):
+        torch.mul(x[at], _sum(shares, at, buffer), out=y[at])
     return y, ()
 
 
@@ -95,13 +95,13 @@ def _gate_backward(
     dx = torch.empty_like(x)
     d_cw, d_hc = x.new_empty(cw.shape), x.new_empty(hc.shape)
     d_hw = None if hw is None else x.new_empty(hw.shape)
-    for at, room in pieces(x):
-        torch.mul(x[at], dy[at], out=room)
-        torch.sum(room, 2, out=d_cw[at])
-        torch.sum(room, 3, out=d_hc[at].mT)
+    for at, buffer in chunks(x):
+        torch.mul(x[at], dy[at], out=buffer)
+        torch.sum(buffer, 2, out=d_cw[at])
+        torch.sum(buffer, 3, out=d_hc[at].mT)
         if d_hw is not None:
-            torch.sum(room, 1, out=d_hw[at])
-        torch.mul(dy[at], _sum(shares, at, room), out=dx[at])
+            torch.sum(buffer, 1, out=d_hw[at])
+        torch.mul(dy[at], _sum(shares, at, buffer), out=dx[at])
     return dx, *(None if d is None else d.div_(len(shares)) for d in (d_cw, d_hc, d_hw))
 
 
@@ -112,14 +112,14 @@ def _shares(cw: Tensor, hc: Tensor, hw: Tensor | None) -> list[Tensor]:
     return [(cw / 3)[:, :, None], (hc / 3).mT[..., None], (hw / 3)[:, None]]
 
 
-def _sum(terms: list[Tensor], at: slice, room: Tensor) -> Tensor:
-    """The sum of two or three broadcast terms for some samples, in `room`."""
-    total = torch.add(terms[0][at], terms[1][at], out=room)
+def _sum(terms: list[Tensor], at: slice, buffer: Tensor) -> Tensor:
+    """The sum of two or three broadcast terms for some samples, in `buffer`."""
+    total = torch.add(terms[0][at], terms[1][at], out=buffer)
     return total if len(terms) == 2 else total.add_(terms[2][at])
 
 
-_pool = ByHand(_pool_plain, _pool_forward, _pool_backward)
-_gate = ByHand(_gate_plain, _gate_forward, _gate_backward)
+_pool = CustomGradient(_pool_plain, _pool_forward, _pool_backward)
+_gate = CustomGradient(_gate_plain, _gate_forward, _gate_backward)
 
 
 @register(
@@ -136,8 +136,8 @@ _gate = ByHand(_gate_plain, _gate_forward, _gate_backward)
             "SpatialGate.spatial": "hw",
         },
     ),
-    copies=(
-        Copy(
+    known_variants=(
+        KnownVariant(
             whose="changzy00's TripletAttention",
             keys=("ch.conv.conv.weight", "cw.conv.conv.weight", "hw.conv.conv.weight"),
             computes="has a ReLU before each sigmoid, biases, and the mean before the maximum",

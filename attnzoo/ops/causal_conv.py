@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .by_hand import ByHand
-from .precision import as_given
+from ..autograd import CustomGradient
+from .precision import autocast_disabled
 
 
 def causal_conv(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of (N, T, E) with `weight` (E, 1, k) and `bias` (E), all of u's dtype."""
-    with as_given(u):
+    with autocast_disabled(u):
         like = weight.to(u.dtype), None if bias is None else bias.to(u.dtype)
         return _conv(u, *like)  # type: ignore[no-any-return]
 
@@ -60,4 +60,4 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-_conv = ByHand(_plain, _forward, _backward)
+_conv = CustomGradient(_plain, _forward, _backward)

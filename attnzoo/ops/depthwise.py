@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .by_hand import ByHand
+from ..autograd import CustomGradient
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,4 +64,4 @@ def _margin(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
-_pair = ByHand(_plain, _forward, _backward)
+_pair = CustomGradient(_plain, _forward, _backward)

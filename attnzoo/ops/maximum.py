@@ -7,7 +7,7 @@ from torch.nn import functional as F
 _SMALL = 2**16  # numbers below which fewer operations beat faster ones
 
 
-def over(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def max_with_index(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """`x.max(dim)` of a tensor of any number of axes, `dim` not negative: values and indices.
 
     Where the axis is not the innermost one of contiguous memory, pooling it away with the axes
@@ -24,21 +24,21 @@ def over(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return values.reshape(shape), indices.reshape(shape)
 
 
-def over_plane(x: Tensor) -> tuple[Tensor, Tensor]:
+def max_over_hw(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last two axes of (B, C, H, W), and its index in the flattened plane."""
     if not _pays(x):
         flat = x.flatten(2).max(2)
         return flat.values, flat.indices
     width = x.shape[3]
-    rows, row = over(x, 2)  # B C W
+    rows, row = max_with_index(x, 2)  # B C W
     values = rows.amax(2)
     place = row * width + torch.arange(width, device=x.device)
     lower = rows < values[..., None]  # not `!=`, which a NaN would satisfy everywhere
     return values, place.masked_fill_(lower, x.shape[2] * width).amin(2)
 
 
-def add_at(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> None:
-    """Add `values` to `total`, in place, where `over(_, dim)` found the maxima."""
+def scatter_to_max(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> None:
+    """Add `values` to `total`, in place, where `max_with_index(_, dim)` found the maxima."""
     if not _pays(total):
         total.scatter_add_(dim, indices.unsqueeze(dim), values.unsqueeze(dim))
         return

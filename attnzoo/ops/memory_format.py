@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def kept(y: Tensor, x: Tensor) -> Tensor:
+def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
     """`y`, channels last where the image `x` is; both (B, C, H, W)."""
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return y

@@ -5,28 +5,21 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from .._torch import autocast_dtype as autocast_dtype
+from .._torch import autocast_enabled
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or float32 for the halves: for sums that overflow or drown in half precision."""
+
+def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 for the halves: for sums that overflow or lose digits in them."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """`x` itself, or its float32 copy where it is of half precision."""
-    return x.to(wide_dtype(x.dtype))
+    return x.to(upcast_dtype(x.dtype))
 
 
-def autocasting(x: Tensor) -> bool:
-    """Whether autocast acts on `x`; some devices, such as "meta", have none."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes matrix products of `x` in; None where it is off."""
-    return torch.get_autocast_dtype(x.device.type) if autocasting(x) else None
-
-
-def as_given(x: Tensor) -> AbstractContextManager[object]:
+def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which matrix products keep the dtype of `x`, whatever autocast says."""
-    return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext()

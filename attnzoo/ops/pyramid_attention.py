@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .by_hand import ByHand
+from ..autograd import CustomGradient
 from .pyramid import Pyramid, level_sizes, neighbours, tables
 
 _BLOCK = 16  # nodes of one small matrix product
@@ -61,7 +61,7 @@ def _backward(
     return grad_q, grad_k, grad_v, None, None
 
 
-_by_hand = ByHand(_plain, _forward, _backward)
+_by_hand = CustomGradient(_plain, _forward, _backward)
 
 
 def pyramid_attention(

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .by_hand import ByHand
-from .precision import as_given
+from ..autograd import CustomGradient
+from .precision import autocast_disabled
 
 BLOCK = 8  # steps of a block of the plain form
 LONGEST = 10**6  # steps that a graph for any length serves; more cost every exporter time
@@ -42,7 +42,7 @@ def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
         (N, T, E) in float32, in which half-precision arguments are computed too, or in float64.
     """
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
-    with as_given(u):
+    with autocast_disabled(u):
         return _scan(*(t.to(kind) for t in (u, dt, a, b, c)))  # type: ignore[no-any-return]
 
 
@@ -190,4 +190,4 @@ def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[
         yield slice(i, i + size), tuple(s[: every - i] for s in scratch)
 
 
-_scan = ByHand(_plain, _forward, _backward)
+_scan = CustomGradient(_plain, _forward, _backward)

@@ -1,0 +1,126 @@
+"""Every private symbol of torch that this package reads, and what happens where it is missing.
+
+Nothing else in the package names one. Where a torch lacks a symbol, the answer given here is the
+one that makes callers take their reference form: slower, and right.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_map_only as tree_map_only
+
+BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS = BatchNorm, Convolution, InstanceNorm
+
+
+def _symbol(path: str) -> Any:
+    """`torch.<path>`, or None where this torch has no such name."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+_tracing_state = _symbol("_C._get_tracing_state")
+_functorch_active = _symbol("_C._are_functorch_transforms_active")
+_dispatch_mode = _symbol("_C._get_dispatch_mode")
+_proxy_key = _symbol("_C._TorchDispatchModeKey.PROXY")
+_dispatch_depth = _symbol("_C._len_torch_dispatch_stack")
+_is_legacy_batched = _symbol("_C._functorch.is_legacy_batchedtensor")
+_is_wrapped = _symbol("_C._functorch.is_functorch_wrapped_tensor")
+_softmax_backward_data = _symbol("_softmax_backward_data")
+_is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is tracing this call."""
+    if _is_exporting is None:
+        return torch.compiler.is_compiling()  # forms that export are right when compiled, too
+    return bool(_is_exporting())
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast acts on tensors of the device type; some, such as "meta", have none."""
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the question below
+        return device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes matrix products of `x` in; None where it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if autocast_enabled(kind) else None
+
+
+def jit_tracing() -> bool:
+    """Whether `torch.jit.trace` is recording this call."""
+    return _tracing_state is None or _tracing_state() is not None
+
+
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` is acting on this call."""
+    return _functorch_active is None or bool(_functorch_active())
+
+
+def forward_mode_active() -> bool:
+    """Whether forward-mode derivatives are being computed."""
+    return getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+
+
+def proxy_tracing() -> bool:
+    """Whether `make_fx` is recording this call."""
+    if torch.compiler.is_compiling():  # which cannot read the mode below
+        return False
+    if _dispatch_mode is None or _proxy_key is None:
+        return True
+    return _dispatch_mode(_proxy_key) is not None
+
+
+def dispatch_modes_active() -> bool:
+    """Whether a mode, such as a counter or fake tensors, sees every operator of this call."""
+    return _dispatch_depth is None or _dispatch_depth() > 0
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient is a batch of gradients (`is_grads_batched`, `torch.func.vmap`)."""
+    if _is_legacy_batched is None or _is_wrapped is None:
+        return True
+    return bool(_is_legacy_batched(grad) or _is_wrapped(grad))
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of another."""
+    asked: Callable[[], bool] | None = getattr(tensor, "_is_view", None)
+    return True if asked is None else asked()
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been written to in place; -1 where that is not known."""
+    count: int = getattr(tensor, "_version", -1)
+    return count
+
+
+def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
+    """The gradient of a softmax over the last axis, in the dtype of its result."""
+    if _softmax_backward_data is None:
+        product = grad * softmax
+        return product - softmax * product.sum(-1, keepdim=True)
+    slope: Tensor = _softmax_backward_data(grad, softmax, -1, softmax.dtype)
+    return slope
+
+
+def decompose(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operator's result by the operators it is made of, or NotImplemented."""
+    if getattr(operator, "decompose", None) is None:
+        return NotImplemented
+    return operator.decompose(*args, **kwargs)
+
+
+def normalizes_batches(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm of any number of axes."""
+    return isinstance(module, BATCH_NORMS)

@@ -1,0 +1,52 @@
+"""The command line, one file a command; `attnzoo COMMAND --help` prints its arguments."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import bench, compare, list, show, timm, verify
+
+EPILOG = """\
+examples:
+  attnzoo list --layout image          the image blocks, a line each
+  attnzoo list attention               blocks whose title or paper mentions "attention"
+  attnzoo show cbam                    paper, equation, arguments, costs of one block
+  attnzoo bench                        the table of all blocks on this machine
+  attnzoo bench se cbam --c 256 --size 32 --out results
+  attnzoo compare before after         what moved between two runs; status 1 on a regression
+  attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
+  attnzoo verify                       every block against its authors' own numbers
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for a failed check, 2 for misuse."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 2
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError) as error:
+        print(f"attnzoo: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attnzoo",
+        description="A flat catalogue of plug-and-play attention blocks.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in (list, show, bench, compare, timm, verify):
+        command.add(commands)
+    return parser

@@ -1,0 +1,28 @@
+"""The command `attnzoo list`."""
+
+import argparse
+from typing import get_args
+
+from .. import registry
+from .common import columns
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the command line."""
+    command = commands.add_parser("list", help="all blocks, or those that match, a line each")
+    command.add_argument("text", nargs="?", help="words to look for in name, title, paper and code")
+    command.add_argument("--layout", choices=get_args(registry.Layout), help="layout of the input")
+    command.add_argument("--family", choices=get_args(registry.Family), help="kind of block")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the blocks; returns the exit status."""
+    found = registry.names(layout=options.layout, family=options.family, text=options.text)
+    rows = [
+        (r.name, ", ".join(r.layouts), r.family, r.title) for r in map(registry.describe, found)
+    ]
+    for line in columns([("name", "layout", "family", "what"), *rows]):
+        print(line)
+    print(f"{len(found)} block{'s' * (len(found) != 1)}; attnzoo show NAME tells more")
+    return 0

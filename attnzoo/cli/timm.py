@@ -1,0 +1,33 @@
+"""The command `attnzoo timm`."""
+
+import argparse
+from importlib.util import find_spec
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the command line."""
+    command = commands.add_parser(
+        "timm",
+        help="which networks of timm take a block as their attention layer",
+        description="Build timm's networks with the block, on the meta device and without weights, "
+        "and list those that took it, each as soon as it is built.",
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("models", nargs="?", default="*", help="glob of timm's model names")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the networks; returns the exit status."""
+    if find_spec("timm") is None:
+        raise ValueError('attnzoo timm needs the bench extra: pip install "attnzoo[bench]"')
+    from ..integrations.timm import takers
+
+    models = []
+    for found in takers(options.name, options.models):
+        models.append(found.model)
+        line = f"{found.model:<40}{found.call:<34}{found.blocks:>3} blocks"
+        print(f"{line} {found.parameters:>12,} parameters", flush=True)
+    many = f"{len(models)} network{'s' * (len(models) != 1)}"
+    print(f"{many}; layer = attnzoo.attn_layer({options.name!r})")
+    return 0

@@ -1,0 +1,1 @@
+"""The one counter of multiply-adds, bytes and saved memory."""

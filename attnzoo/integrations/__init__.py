@@ -1,0 +1,1 @@
+"""Other people's libraries, a file each, imported only when called."""

@@ -1,0 +1,103 @@
+"""Blocks as the attention layers that timm's own builders take, and which networks take them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..registry import build, find
+from ..validation import messages
+
+
+def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
+    """A block as timm's `attn_layer` or `se_layer`: called with channels, it builds.
+
+    What timm's builders pass beside the channels for layers of their own (`rd_ratio`,
+    `act_layer`, ...) is left out; `device` and `dtype` count.
+
+    The initialization of timm's EfficientNets wants a bias in every linear layer: there `se` takes
+    `bias=True` and `agent` takes `qkv_bias=True`.
+
+    Raises:
+        ValueError: no such block, or one that takes no image.
+    """
+    entry = find(name)
+    if "image" not in entry.layouts:
+        raise ValueError(f"{name!r} takes {', '.join(entry.layouts)}; timm's layers take an image")
+
+    def layer(c: int, *, device: Any = None, dtype: Any = None, **_: Any) -> nn.Module:
+        return build(name, c, device=device, dtype=dtype, **config)
+
+    return layer
+
+
+class Taker(NamedTuple):
+    """A network of timm that takes a block."""
+
+    model: str
+    call: str  # the keyword of timm.create_model
+    blocks: int
+    parameters: int  # of the blocks
+
+
+def takers(name: str, pattern: str = "*", **config: Any) -> Iterator[Taker]:
+    """Networks of timm, of those whose names match a glob, that take a block; each one is built.
+
+    They are built on the meta device, without weights. A network whose widths the block refuses
+    is left out, as one without a place for an attention layer.
+
+    Raises:
+        ValueError: no such block, one that takes no image, or a glob that matches nothing.
+    """
+    import timm
+
+    layer, kind = attn_layer(name, **config), find(name).cls
+    models = timm.list_models(pattern)
+    if not models:
+        near = messages.nearest(pattern, timm.list_models())
+        raise ValueError(f"models={pattern!r} matches no network of timm{near}")
+    for model in models:
+        for call, keywords in _ways(timm.models.model_entrypoint(model).__module__, layer):
+            blocks = [m for m in _built(model, keywords).modules() if isinstance(m, kind)]
+            if blocks:
+                count = sum(p.numel() for m in blocks for p in m.parameters())
+                yield Taker(model, call, len(blocks), count)
+
+
+def _ways(module: str, layer: Callable[..., nn.Module]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By the file a network is defined in: one of timm's three builders that take a layer."""
+    file = module.rsplit(".", 1)[-1]
+    if file in ("resnet", "res2net", "resnest", "sknet"):
+        yield 'block_args={"attn_layer": layer}', {"block_args": {"attn_layer": layer}}
+    elif file in ("efficientnet", "mobilenetv3", "hardcorenas"):
+        yield "se_layer=layer", {"se_layer": layer}
+    elif file == "byobnet":
+        yield "attn_layer=layer", {"attn_layer": layer}
+
+
+_FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Passes initial values over, which take most of the time and which nothing on meta holds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))
+
+
+def _built(model: str, keywords: dict[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        with torch.device("meta"), _Unfilled():
+            net: nn.Module = timm.create_model(model, **keywords)
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError):
+        # This builder takes no such layer; pruned networks and initializers fail in their own ways.
+        return nn.Identity()
+    return net

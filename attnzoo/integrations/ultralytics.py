@@ -1,0 +1,124 @@
+"""Blocks in an ultralytics model yaml: a row may name any image block of the catalogue.
+
+    import attnzoo.integrations.ultralytics
+    from ultralytics import YOLO
+
+    attnzoo.integrations.ultralytics.enable()
+    model = YOLO("yolov8n-cbam.yaml")  # with rows such as  - [-1, 1, CBAM, [{reduction: 8}]]
+
+ultralytics looks a row's module up among its own names and gives channels to a fixed set of them
+only, which is where `KeyError: 'CBAM'` comes from. `enable` puts a step before its parser: a name
+that ultralytics lacks and the catalogue has becomes a class that builds the block with the
+channels of the layer it follows. Checkpoints hold the block itself and load wherever attnzoo is
+installed; building a network from its yaml, as training does, needs `enable` first.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import registry
+
+_PREFIX = "attnzoo."  # for a block that ultralytics has a namesake of
+_LIBRARIES = ("nn.", "torchvision.ops.")  # whose modules ultralytics takes by these prefixes
+
+
+def enable() -> None:
+    """Let ultralytics' model yamls name image blocks: `CBAM`, `cbam` or `attnzoo.cbam`.
+
+    A row is `[from, repeats, NAME, []]` or `[from, repeats, NAME, [{keyword: value, ...}]]`;
+    channels come from the layer it follows. Names that ultralytics itself has stay its own. Calling
+    it again changes nothing.
+
+    Raises:
+        ModuleNotFoundError: ultralytics is not installed.
+    """
+    from ultralytics.nn import tasks
+
+    if not hasattr(tasks.parse_model, "__wrapped__"):
+        tasks.parse_model = _with_blocks(tasks.parse_model, tasks)
+
+
+def disable() -> None:
+    """Give ultralytics its own parser back."""
+    from ultralytics.nn import tasks
+
+    tasks.parse_model = getattr(tasks.parse_model, "__wrapped__", tasks.parse_model)
+
+
+def _with_blocks(parse: Callable[..., Any], tasks: ModuleType) -> Callable[..., Any]:
+    @wraps(parse)
+    def parse_model(d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        rows = {part: list(map(row_of, d[part])) for part in ("backbone", "head")}
+        return parse({**d, **rows}, *args, **kwargs)
+
+    def row_of(row: list[Any]) -> list[Any]:
+        source, repeats, name, arguments = row
+        entry = _entry(name, vars(tasks))
+        if entry is None:
+            return row
+        key = _PREFIX + entry.name
+        vars(tasks)[key] = _layer(entry, source, arguments)  # where the parser looks modules up
+        # it replaces text arguments by its variables of that name: `ch`, the channels of all
+        # layers so far, and `f`, the index of the layer this one follows
+        return [source, repeats, key, ["ch", "f", *arguments]]
+
+    return parse_model
+
+
+def _entry(name: str, known: dict[str, Any]) -> registry.Entry | None:
+    """The image block that a row means, or None where the name is ultralytics' to resolve."""
+    if not name.startswith(_PREFIX) and (name in known or name.startswith(_LIBRARIES)):
+        return None
+    classes = {registry.find(block).cls.__name__: block for block in registry.names()}
+    try:
+        entry = registry.find(classes.get(name, name).removeprefix(_PREFIX))
+    except registry.UnknownBlockError as error:
+        raise registry.UnknownBlockError(
+            f"ultralytics has no layer {name!r}, and {error}"
+        ) from None
+    if "image" not in entry.layouts:
+        raise ValueError(
+            f"{entry.name} takes {' or '.join(entry.layouts)}; a row of a model yaml takes an "
+            f"image block: {', '.join(registry.names(layout='image'))}"
+        )
+    return entry
+
+
+def _layer(entry: registry.Entry, source: Any, arguments: list[Any]) -> type[nn.Module]:
+    """A class for the parser to call with its channels; what it makes is the block itself."""
+    if not isinstance(source, int):
+        raise ValueError(f"{entry.name} follows one layer, not from={source!r}; give one index")
+    if arguments and not (len(arguments) == 1 and isinstance(arguments[0], dict)):
+        raise ValueError(
+            f"{entry.name}: arguments {arguments!r} must be [] or one mapping of keywords, "
+            f"[{{keyword: value}}]; c comes from the layer before. Signature: {entry.usage}"
+        )
+
+    def new(
+        cls: type, channels: list[int], index: int, config: dict[str, Any] | None = None
+    ) -> nn.Module:
+        given = dict(config or {})
+        if entry.layouts[0] != "image":
+            given["layout"] = "image"
+        _check_channels(entry, channels[index], given)
+        return registry.build(entry.name, channels[index], **given)
+
+    # a module class by its type, since ultralytics' restricted loading takes nothing else
+    return type(entry.name, (nn.Module,), {"__new__": new, "__module__": "attnzoo"})
+
+
+def _check_channels(entry: registry.Entry, c: int, config: dict[str, Any]) -> None:
+    """The parser takes it that such a layer gives out as many channels as it takes."""
+    with torch.no_grad():
+        ghost = registry.build(entry.name, c, **config, device="meta").eval()
+        out = ghost(torch.empty(1, c, 64, 64, device="meta")).shape[1]
+    if out != c:
+        raise ValueError(
+            f"{entry.name} with {config} turns {c} channels into {out}; in a model yaml a block "
+            f"must keep them"
+        )

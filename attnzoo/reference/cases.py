@@ -1,0 +1,174 @@
+"""The reference vectors that ship with the package, and their re-run.
+
+Each file was computed by running the authors' own code in float64 and holds inputs, weights under
+the authors' names, outputs, all gradients and, for a training call, BatchNorm buffers afterwards.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import find, names
+from ..weights.upstream import from_upstream, upstream_keys
+
+FOLDER = Path(__file__).parent / "golden"
+TOLERANCE = 1e-9  # of the largest value of a tensor; float64 rounding is six digits below
+# Positional order of a call's inputs; anything else goes by keyword.
+_POSITIONAL = ("query", "key", "value", "source", "x", "[]", "y", "attn", "guidance", "filters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One reference case, re-run."""
+
+    block: str
+    case: str
+    error: float  # largest over all tensors, relative to each tensor's largest value
+    worst: str  # the tensor that has it
+    tensors: int  # how many were compared
+    source: str
+    notes: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor agrees within `TOLERANCE`."""
+        return self.error <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference file: what was put in, what came out."""
+
+    block: str
+    name: str
+    mode: str
+    config: dict[str, Any]
+    call: dict[str, Any]
+    source: str
+    notes: str
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: Path) -> "Case":
+        """Read a reference file."""
+        from safetensors import safe_open  # not needed to build a block
+
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return cls(
+            block=meta["block"],
+            name=meta["case"],
+            mode=meta["mode"],
+            config=json.loads(meta["config"]),
+            call=json.loads(meta["call"]),
+            source=meta["source"],
+            notes=meta["notes"],
+            tensors=tensors,
+        )
+
+    def part(self, kind: str) -> dict[str, Tensor]:
+        """The tensors of one kind, such as `weight`, by the name after the dot."""
+        return {
+            key.removeprefix(f"{kind}."): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(f"{kind}.")
+        }
+
+    def build(self) -> nn.Module:
+        """The block with the authors' weights, in float64 and the case's mode."""
+        block = from_upstream(self.block, self.part("weight"), **self.config).double()
+        return block.train(self.mode == "train")
+
+    def run(self, block: nn.Module) -> dict[str, Tensor]:
+        """Outputs, gradients and buffers of `block` on this case, keyed as the file has them."""
+        weights = self.part("weight")
+        keys = upstream_keys(self.block, block, weights)
+        inputs = {
+            key: value.clone().requires_grad_(value.is_floating_point())
+            for key, value in self.part("input").items()
+        }
+        positional, keywords = arrange(inputs)
+        block.zero_grad()
+        result = block(*positional, **keywords, **self.call)
+        outputs = result if isinstance(result, tuple) else (result,)
+        grads = {int(i): grad for i, grad in self.part("grad_output").items()}
+        torch.autograd.backward([outputs[i] for i in grads], list(grads.values()))
+        found = {f"output.{i}": output.detach() for i, output in enumerate(outputs)}
+        for key, value in inputs.items():
+            if value.grad is not None:
+                found[f"grad_input.{key}"] = value.grad
+        for ours, parameter in block.named_parameters():
+            if parameter.grad is not None and ours in keys:
+                theirs = keys[ours]
+                found[f"grad_weight.{theirs}"] = parameter.grad.reshape(weights[theirs].shape)
+        for ours, buffer in block.named_buffers():
+            if ours in keys:
+                found[f"after.{keys[ours]}"] = buffer.reshape(weights[keys[ours]].shape)
+        return found
+
+    def verdict(self) -> Verdict:
+        """Re-run the case and compare every stored result, whole tensors."""
+        found = self.run(self.build())
+        errors = dict(self._errors(found))
+        worst = max(errors, key=lambda key: errors[key])
+        return Verdict(
+            block=self.block,
+            case=self.name,
+            error=errors[worst],
+            worst=worst,
+            tensors=len(errors),
+            source=self.source,
+            notes=self.notes,
+        )
+
+    def _errors(self, found: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+        """The relative error of each stored result; infinite where ours is absent or misshapen.
+
+        A gradient that is zero but for rounding (a bias before BatchNorm, say) is held to a
+        thousandth of the largest gradient of its kind instead of its own size: such rounding
+        reaches 1e-13 of the largest, on either side.
+        """
+        for kind in ("output", "grad_input", "grad_weight", "after"):
+            stored = self.part(kind)
+            largest = max((float(t.abs().max()) for t in stored.values() if t.numel()), default=0.0)
+            for key, wanted in stored.items():
+                ours = found.get(f"{kind}.{key}")
+                if ours is None or ours.shape != wanted.shape:
+                    yield f"{kind}.{key}", float("inf")
+                elif wanted.numel():
+                    scale = max(float(wanted.abs().max()), 1e-3 * largest, 1e-30)
+                    error = float((ours.double() - wanted.double()).abs().max()) / scale
+                    yield f"{kind}.{key}", error if error == error else float("inf")
+
+
+def arrange(inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A case's inputs as positional and keyword arguments; `f0, f1, ...` make one list."""
+    series = sorted(
+        (k for k in inputs if k[:1] in "fx" and k[1:].isdigit()), key=lambda k: int(k[1:])
+    )
+    whole: dict[str, Any] = {k: v for k, v in inputs.items() if k not in series}
+    if series:
+        whole["[]"] = [inputs[k] for k in series]
+    positional = [whole.pop(key) for key in _POSITIONAL if key in whole]
+    return positional, whole
+
+
+def cases(name: str | None = None) -> list[Path]:
+    """The reference files of one block, or of all."""
+    return sorted(FOLDER.glob(f"{name or '*'}__*.safetensors"))
+
+
+def verify(name: str | None = None) -> list[Verdict]:
+    """Re-run the reference vectors of one block, or of all; needs no network.
+
+    Returns one verdict a case, in the files' order; a block without vectors gives none.
+    Raises `UnknownBlockError` for an unknown name.
+    """
+    wanted = names() if name is None else [find(name).name]
+    return [Case.load(path).verdict() for block in wanted for path in cases(block)]

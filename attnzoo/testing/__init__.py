@@ -1,0 +1,1 @@
+"""What every block must do, and what it takes to ask for it."""

@@ -1,0 +1,58 @@
+"""Gradients against the slopes of the outputs: what to ask where nothing else is known."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..bench.passes import derived
+from ..registry import Inputs
+from .inputs import arguments, leaves, tensors
+
+STEP = 1e-6  # of a leaf's own size
+LIMIT = 1e-3  # of a gradient's size
+
+
+def errors(block: nn.Module, inputs: Inputs, grads: list[Tensor]) -> Iterator[tuple[str, float]]:
+    """Name and relative error of each leaf's gradient, in train mode; the block is in float64.
+
+    The sum of the outputs, weighted with `grads`, is the height. Each leaf is moved along its
+    gradient and as far again at random, both ways, and the height's difference compared with what
+    the gradient says. A leaf without a gradient has to leave the height as it is.
+    """
+    mine = leaves(inputs, torch.float64, "cpu")
+    positional, keywords = arguments(block.train(), mine)
+    weights = [g.to("cpu", torch.float64) for g in grads]
+
+    def outputs() -> list[Tensor]:
+        torch.manual_seed(2)  # dropout falls on the same numbers every time
+        return list(tensors(block(*positional, **keywords)))
+
+    parts: dict[str, Tensor] = {
+        f"input {i}": t for i, t in enumerate(tensors(mine)) if t.requires_grad
+    }
+    parts |= {f"parameter {key}": p for key, p in block.named_parameters()}
+    first = outputs()
+    active = [i for i, t in enumerate(first) if t.requires_grad]
+    found = derived(first, list(parts.values()), weights)
+
+    @torch.no_grad()
+    def height(part: Tensor, way: Tensor, reach: float) -> float:
+        part.add_(way, alpha=reach)
+        now = outputs()
+        part.add_(way, alpha=-reach)
+        return sum(float((now[i] * w).sum()) for i, w in zip(active, weights, strict=True))
+
+    largest = max((float(g.norm()) for g in found if g is not None), default=0.0)
+    for (name, part), grad in zip(parts.items(), found, strict=True):
+        slope = torch.zeros_like(part) if grad is None else grad
+        way = _unit(slope) + _unit(torch.randn(part.shape, dtype=torch.float64))
+        reach = STEP * max(1.0, float(part.detach().norm()))
+        rise = (height(part, way, reach) - height(part, way, -reach)) / (2 * reach)
+        size = max(float(slope.norm()), 1e-3 * largest, STEP)
+        yield name, abs(rise - float((slope * way).sum())) / size
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    return normalize(tensor.detach().flatten(), dim=0).view_as(tensor)

@@ -1,0 +1,45 @@
+"""How far rounding alone moves a result: the plain form in float64, roughened step by step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from .inputs import tensors
+
+
+class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it every operator's new float64 results are off at random, as if rounded to `dtype`.
+
+    Where terms cancel, before a normalization say, a gradient keeps few of a dtype's digits or
+    none, whoever computes it. This tells which, without running the block in that dtype.
+    """
+
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.eps = torch.finfo(dtype).eps
+        self.tiny = torch.finfo(dtype).tiny  # below it numbers are as far apart as there
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+
+        def rounded(tensor: Tensor) -> Tensor:
+            if tensor.dtype != torch.float64 or tensor.untyped_storage().data_ptr() in given:
+                return tensor  # a view, or computed in place: no result of its own
+            off = torch.rand(tensor.shape, generator=self.generator, dtype=tensor.dtype) - 0.5
+            exact = (tensor == 0) | tensor.isinf()
+            size = tensor.abs().clamp_min_(self.tiny).masked_fill_(exact, 0.0)
+            return tensor.addcmul_(size, off, value=self.eps)
+
+        return tree_map_only(Tensor, rounded, output)

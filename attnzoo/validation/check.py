@@ -1,0 +1,217 @@
+"""Worded refusals: each names the argument, its value, the rule and the nearest legal thing."""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from .._torch import autocast_dtype
+from .messages import shown
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST_LAYERS = 1000
+_LAYOUT_AXES = {
+    "token": ("...", "C"),
+    "image": ("B", "C", "H", "W"),
+    "sequence": ("...", "T", "C"),
+    "image_series": ("B", "T", "C", "H", "W"),
+}
+
+
+def choice(name: str, value: object, legal: Sequence[str]) -> None:
+    """`value` is one of the legal words."""
+    if not isinstance(value, str) or value not in legal:
+        near = difflib.get_close_matches(shown(value), legal, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        must = f"must be one of {', '.join(map(repr, legal))}{hint}"
+        raise ValueError(f"{name}={shown(value)} {must}")
+
+
+def positive(**values: int) -> None:
+    """Each value is an int of at least 1: `check.positive(c=c, reduction=reduction)`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name}={shown(value)} must be an int, not {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}={shown(value)} must be at least 1")
+
+
+def sizes(**values: Sequence[int]) -> None:
+    """Each value is a sequence of at least one int, all at least 1: `check.sizes(kernels=...)`."""
+    for name, items in values.items():
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}={shown(items)} must be a tuple of ints, such as (3, 5)")
+        if not items:
+            raise ValueError(f"{name}={items!r} is empty; it needs one int at least, such as (3,)")
+        positive(**{f"{name}[{i}]": item for i, item in enumerate(items)})
+
+
+def odd(**values: int) -> None:
+    """Each value is an odd int of at least 1, as kernels centred on their pixel are."""
+    positive(**values)
+    for name, value in values.items():
+        if value % 2 == 0:
+            raise ValueError(
+                f"{name}={value} must be odd; the nearest are {value - 1}, {value + 1}"
+            )
+
+
+def layers(**values: int) -> None:
+    """Each value counts modules that are built one by one, which takes its time and memory."""
+    positive(**values)
+    for name, value in values.items():
+        if value > MOST_LAYERS:
+            raise ValueError(f"{name}={value} must be at most {MOST_LAYERS}")
+
+
+def divides(*, by: str, of: str, **values: int) -> int:
+    """The quotient `of / by`, both named: `divides(of="c", by="heads", c=c, heads=heads)`."""
+    positive(**values)
+    whole, part = values[of], values[by]
+    if whole % part:
+        small = [d for d in range(1, math.isqrt(whole) + 1) if whole % d == 0]
+        legal = [*small, *(whole // d for d in small)]
+        below = max((d for d in legal if d < part), default=1)
+        above = min((d for d in legal if d > part), default=whole)
+        near = f"nearest that do are {below}, {above}" if below < above else f"nearest is {above}"
+        raise ValueError(f"{by}={part} must divide {of}={whole}; the {near}")
+    return whole // part
+
+
+def reduced(c: int, reduction: int, *, name: str = "c") -> int:
+    """`c // reduction`, refused where it would be a layer of no channels."""
+    positive(**{name: c, "reduction": reduction})
+    if c < reduction:
+        raise ValueError(
+            f"reduction={reduction} leaves no channel of {name}={c} ({c} // {reduction} = 0); "
+            f"take reduction={c} or less, or {name}={reduction} or more"
+        )
+    return c // reduction
+
+
+def fraction(**values: float) -> None:
+    """Each value is a probability below one, as a dropout rate is."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and below 1")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    """Each value is at least `low` and at most `high`."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value} must be at least {low} and at most {high}")
+
+
+def flag(**values: object) -> None:
+    """Each value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={shown(value)} must be True or False")
+
+
+def device(name: str, value: torch.device | str | int) -> None:
+    """A tensor can be made on the device here and now."""
+    try:
+        torch.empty(0, device=value)
+    except Exception as error:  # each backend has its own
+        reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
+        raise ValueError(f"{name}={shown(value)} cannot be used here: {reason}") from None
+
+
+def dense(name: str, x: Tensor, wanted: str) -> None:
+    """`x` is a Tensor whose numbers lie in memory by shape and strides."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a Tensor {wanted}, not {type(x).__name__}")
+    if isinstance(x, (UninitializedParameter, UninitializedBuffer)):
+        raise TypeError(f"{name} is uninitialized; it must be a Tensor {wanted}")
+    if x.is_nested:
+        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
+
+
+def image(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
+    """`x` is a floating (B, C, H, W) with C = `c`, on the device and of the dtype of `like`."""
+    _tensor(name, x, "image", c, like)
+
+
+def sequence(
+    x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x"
+) -> None:
+    """`x` is a floating (..., T, C) with C = `c`, on the device and of the dtype of `like`."""
+    _tensor(name, x, "sequence", c, like)
+
+
+def token(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
+    """`x` is a floating (..., C) with C = `c`, on the device and of the dtype of `like`."""
+    _tensor(name, x, "token", c, like)
+
+
+def image_series(
+    x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x"
+) -> None:
+    """`x` is a floating (B, T, C, H, W) with C = `c`, on the device and of the dtype of `like`."""
+    _tensor(name, x, "image_series", c, like)
+
+
+def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
+    """Train-mode BatchNorm sees more than one value a channel; SyncBatchNorm counts all ranks.
+
+    `grow` says what of `x` adds values where not both do.
+    """
+    if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} "
+            f"value{'s' * (values != 1)} per channel, which has no variance; it needs at least 2: "
+            f"take a larger {grow}, or eval()"
+        )
+
+
+def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | None) -> None:
+    axes = _LAYOUT_AXES[layout]
+    shown = f"({', '.join(axes)})"
+    dense(name, x, shown)
+    if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
+    axis = axes.index("C") - len(axes)
+    if c is not None and x.shape[axis] != c:
+        raise ValueError(
+            f"{name} has {x.shape[axis]} channels (axis {axis} of shape {tuple(x.shape)}); "
+            f"the block was built for c={c} and takes {shown}"
+        )
+    for label, size in zip(reversed(axes), reversed(x.shape), strict=False):
+        if label in "HWT" and size == 0:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
+    if x.dtype not in DTYPES:
+        legal = "float64, float32, bfloat16 or float16"
+        raise TypeError(f"{name} is {x.dtype}; it must be {legal}: take {name}.float()")
+    if like is None:
+        return
+    if x.device != like.device:
+        raise ValueError(
+            f"{name} is on {x.device}, the block's parameters on {like.device}; "
+            f"move one: block.to({str(x.device)!r})"
+        )
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if eager and like.requires_grad and x.is_inference():
+        raise ValueError(
+            f"{name} was made in inference_mode, so that autograd cannot keep it; take "
+            f"{name}.clone(), or call the block under torch.no_grad()"
+        )
+    low = autocast_dtype(x)
+    if low is not None and {x.dtype, like.dtype} - {torch.float32, torch.float64, low}:
+        raise TypeError(
+            f"{name} is {x.dtype}, the block's parameters {like.dtype}; under autocast to {low} "
+            f"both must be that or torch.float32: cast them, or leave autocast"
+        )
+    if x.dtype != like.dtype and (low is None or torch.float64 in (x.dtype, like.dtype)):
+        raise TypeError(
+            f"{name} is {x.dtype}, the block's parameters {like.dtype}; cast one: "
+            f"{name}.to({like.dtype}), or run under torch.autocast"
+        )

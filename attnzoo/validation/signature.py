@@ -1,0 +1,120 @@
+"""Constructor calls checked against the signature: keywords, types, ranges and size, in words.
+
+The registry wraps the `__init__` of every class it is given, so that `attnzoo.build(name, ...)` and
+the class called directly refuse the same things in the same words.
+"""
+
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_type_hints
+
+import torch
+from torch import nn
+
+from . import messages, types
+
+MAX_PARAMETERS = 2**31  # no attention block is near it, and torch may die on allocating more
+MAX_META_PARAMETERS = 2**59  # tensors without memory: what torch can still count the bytes of
+_PLAINLY_SMALL = 2**14  # integer arguments of a smaller product make no block too large
+
+
+def bind(
+    name: str, cls: type[nn.Module], args: tuple[Any, ...], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All arguments of `cls(*args, **config)` by name, defaults filled in, values checked."""
+    signature = inspect.signature(cls)
+    known = signature.parameters
+    spare = next((p.name for p in known.values() if p.kind is p.VAR_KEYWORD), None)
+    for key in config:
+        if key not in known and spare is None:
+            near = messages.nearest(key, known)
+            raise TypeError(
+                f"{name} has no argument {messages.shown(key)}{near}; "
+                f"its signature is {usage(name, cls)}"
+            )
+    try:
+        bound = signature.bind(*args, **config)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; its signature is {usage(name, cls)}") from None
+    bound.apply_defaults()
+    values = types.fit_all(name, cls, bound.arguments)
+    return values | values.pop(spare) if spare else values
+
+
+def usage(name: str, cls: type[nn.Module]) -> str:
+    """The signature as a user writes it: `se(c, *, reduction=16, bias=False)`."""
+    bare = [p.replace(annotation=p.empty) for p in inspect.signature(cls).parameters.values()]
+    return f"{name}{inspect.Signature(bare)}"
+
+
+def ranges(cls: type[nn.Module]) -> dict[str, str]:
+    """What each argument may be, in words, for those whose annotation says more than a type."""
+    hints = get_type_hints(cls.__init__, include_extras=True)
+    words = {key: types.limits(hints[key]) for key in inspect.signature(cls).parameters}
+    return {key: text for key, text in words.items() if text}
+
+
+def enforce_signature(name: str, cls: type[nn.Module]) -> None:
+    """Check every call of the class's constructor: its arguments, and the size it would have.
+
+    Args:
+        name: what messages call the class.
+        cls: the class, changed in place; one that is checked already is left as it is.
+    """
+    init = cls.__init__
+    if getattr(init, "checked", None) is cls:
+        return
+
+    @functools.wraps(init)
+    def __init__(self: nn.Module, /, *args: Any, **config: Any) -> None:
+        values = bind(name, cls, args, config)
+        _refuse_huge(name, lambda: init(cls.__new__(cls), **values), values)
+        init(self, **values)
+
+    __init__.checked = cls  # type: ignore[attr-defined]
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+
+
+class _TooLargeError(Exception):
+    """The parameters registered so far are too many."""
+
+
+def _refuse_huge(name: str, init: Callable[[], None], values: Mapping[str, Any]) -> None:
+    """Counts the parameters by a trial on the meta device, where an argument is large."""
+    limit = MAX_META_PARAMETERS if torch.empty(0).is_meta else MAX_PARAMETERS
+    if _size(values.values()) < _PLAINLY_SMALL:
+        return
+    count, thread = 0, threading.get_ident()
+
+    def add(module: nn.Module, key: str, parameter: Any) -> None:
+        nonlocal count
+        if threading.get_ident() != thread:
+            return  # the hook is global
+        count += 0 if parameter is None else parameter.numel()
+        if count >= limit:
+            raise _TooLargeError
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"):
+            init()
+    except (_TooLargeError, RuntimeError, OverflowError, MemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "verflow" not in str(error):
+            raise
+        shown = ", ".join(f"{key}={messages.shown(value)}" for key, value in values.items())
+        size = f"{count:,} or more" if count >= limit else "more"
+        raise ValueError(
+            f"{name}({shown}) would have {size} parameters; a block has fewer than {limit:,}: "
+            "take smaller sizes"
+        ) from None
+    finally:
+        hook.remove()
+
+
+def _size(values: Iterable[Any]) -> float:
+    """The product of all numbers above 1 among values and their tuples."""
+    numbers = [n for v in values for n in (v if isinstance(v, tuple) else (v,))]
+    return math.prod(float(n) for n in numbers if isinstance(n, (int, float)) and n > 1)

@@ -1,0 +1,218 @@
+"""Ranges of single arguments as annotations, and the check of a value against its annotation.
+
+    def __init__(self, c: Width, *, kernel_size: Odd = 7, dropout: Rate = 0.0) -> None: ...
+
+The registry enforces them on every call of a constructor; `attnzoo show` prints them.
+"""
+
+import types
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import nn
+
+from .check import choice
+from .messages import shown
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class AtLeast(NamedTuple):
+    """A number not below `low`."""
+
+    low: float
+
+    def __str__(self) -> str:
+        return f"at least {self.low}"
+
+    def allows(self, value: Any) -> bool:
+        return bool(value >= self.low)
+
+
+class AtMost(NamedTuple):
+    """A number not above `high`."""
+
+    high: float
+
+    def __str__(self) -> str:
+        return f"at most {self.high}"
+
+    def allows(self, value: Any) -> bool:
+        return bool(value <= self.high)
+
+
+class Above(NamedTuple):
+    """A number above `low`."""
+
+    low: float
+
+    def __str__(self) -> str:
+        return f"above {self.low}"
+
+    def allows(self, value: Any) -> bool:
+        return bool(value > self.low)
+
+
+class Below(NamedTuple):
+    """A number below `high`."""
+
+    high: float
+
+    def __str__(self) -> str:
+        return f"below {self.high}"
+
+    def allows(self, value: Any) -> bool:
+        return bool(value < self.high)
+
+
+class OddNumber(NamedTuple):
+    """An odd number, as kernels centered on their pixel have."""
+
+    def __str__(self) -> str:
+        return "odd"
+
+    def allows(self, value: Any) -> bool:
+        return bool(value % 2)
+
+
+class NotEmpty(NamedTuple):
+    """A tuple of one item at least."""
+
+    def __str__(self) -> str:
+        return "of one item at least"
+
+    def allows(self, value: Any) -> bool:
+        return len(value) > 0
+
+
+_Rule = AtLeast | AtMost | Above | Below | OddNumber | NotEmpty
+
+Width = Annotated[int, AtLeast(1)]  # channels
+Count = Annotated[int, AtLeast(1)]  # heads, groups, taps, steps
+Depth = Annotated[int, AtLeast(1), AtMost(1000)]  # modules that are built one by one
+NonNegative = Annotated[int, AtLeast(0)]
+Odd = Annotated[int, AtLeast(1), OddNumber()]  # sides of kernels
+Rate = Annotated[float, AtLeast(0), Below(1)]  # of dropout
+Positive = Annotated[float, Above(0)]
+Counts = Annotated[tuple[Count, ...], NotEmpty()]
+Odds = Annotated[tuple[Odd, ...], NotEmpty()]
+
+
+def fit_all(name: str, cls: type[nn.Module], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor values, each checked against its annotation; JSON lists become tuples."""
+    hints = get_type_hints(cls.__init__, include_extras=True)
+    return {
+        key: fit(f"{name}: {key}", value, hints[key]) if key in hints else value
+        for key, value in values.items()
+    }
+
+
+def fit(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotation has it, or a `TypeError` / `ValueError` in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        return _fit_rules(name, fit(name, value, arguments[0]), arguments[1:])
+    if origin in (Union, types.UnionType):
+        return _fit_union(name, value, arguments)
+    if origin is Literal:
+        choice(name, value, arguments)
+        return value
+    if not _is_kind(value, hint):
+        raise TypeError(f"{name}={shown(value)} must be {words(hint)}, not {type(value).__name__}")
+    if origin is tuple:
+        return _fit_tuple(name, value, arguments)
+    if hint is int:
+        if not -(2**31) < value < 2**31:
+            bound = "below 2**31" if value > 0 else "above -2**31"
+            raise ValueError(f"{name}={shown(value)} must be {bound}")
+        return int(value)
+    if hint is float:
+        if not abs(value) <= _LARGEST:
+            raise ValueError(
+                f"{name}={shown(value)} must be finite, of at most {_LARGEST:.2g} as float32 is"
+            )
+        return float(value)
+    return value
+
+
+def words(hint: Any) -> str:
+    """The annotation as a message has it: "int or None", "'auto'", "a list or tuple (int, ...)"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return words(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(words, arguments))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple:
+        each = arguments[:1] if arguments[1:] == (Ellipsis,) else arguments
+        return f"a list or tuple ({', '.join(map(words, each))}{', ...' * (len(each) == 1)})"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def limits(hint: Any) -> str:
+    """The range of an annotation in words, "" where it has none: "at least 1, odd"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is Annotated:
+        inner, own = limits(arguments[0]), ", ".join(map(str, arguments[1:]))
+        return "; ".join(text for text in (own, inner) if text)
+    if origin in (Union, types.UnionType):
+        found = [limits(a) or words(a) for a in arguments if a is not type(None)]
+        some = any(limits(a) for a in arguments)
+        return " or ".join([*found, *["None"] * (type(None) in arguments)]) if some else ""
+    if origin is tuple and arguments and limits(arguments[0]):
+        return f"each {limits(arguments[0])}"
+    return ""
+
+
+def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
+    if not all(rule.allows(value) for rule in rules):
+        near = ""
+        if any(isinstance(rule, OddNumber) for rule in rules) and value > 1:
+            near = f"; the nearest are {value - 1}, {value + 1}"
+        must = " and ".join(str(r) for r in rules if not r.allows(value))
+        raise ValueError(f"{name}={shown(value)} must be {must}{near}")
+    return value
+
+
+def _is_kind(value: Any, hint: Any) -> bool:
+    """Whether the value is of the annotation's kind, whatever the rules for values are."""
+    origin = get_origin(hint) or hint
+    if origin is Annotated:
+        return _is_kind(value, get_args(hint)[0])
+    if origin is Literal:
+        return any(type(value) is type(a) and value == a for a in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, (list, tuple))
+    if origin in (int, float):
+        number = Integral if origin is int else Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return not isinstance(origin, type) or isinstance(value, origin)
+
+
+def _fit_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
+    for option in options:
+        if _is_kind(value, option):
+            return fit(name, value, option)
+    must = " or ".join(map(words, options))
+    kind = ValueError if isinstance(value, str) and "'" in must else TypeError
+    raise kind(f"{name}={shown(value)} must be {must}, not {type(value).__name__}")
+
+
+def _fit_tuple(name: str, value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(value) != len(arguments):
+        raise ValueError(
+            f"{name}={shown(value)} must have {len(arguments)} items, not {len(value)}"
+        )
+    return tuple(
+        fit(f"{name}[{i}]", item, argument)
+        for i, (item, argument) in enumerate(zip(value, arguments, strict=True))
+    )

@@ -1,0 +1,220 @@
+"""What each block's published arithmetic costs, written from the papers and the authors' code.
+
+A second statement of the closed forms, apart from the package's own: the functions are named as the
+blocks, take the extent and the whole config, and give parameters and multiply-adds of one sample.
+What the authors compute and throw away, masked or cut off, is not in it.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil, prod
+from typing import Any
+
+from attnzoo import InputSize
+
+Counts = tuple[int, int]
+
+
+def agent(at: InputSize, **o: Any) -> Counts:
+    c, h, a, r, variant = o["c"], o["heads"], o["agents"], o["sr_ratio"], o["variant"]
+    rows, columns = (at.height, at.width) if o["layout"] == "image" else o["window"]
+    N, M = rows * columns, ceil(rows / r) * ceil(columns / r)
+    bias = {None: variant == "swin"}.get(o["qkv_bias"], o["qkv_bias"])
+    H, W = o["window"]
+    params = 4 * c**2 + c + 10 * c + h * a * (98 + ceil(H / r) + ceil(W / r) + H + W)
+    macs = 9 * N * c
+    if variant == "deit":
+        params, N, M = params + 2 * h * a, N + 1, M + 1
+    if bias:
+        params += 3 * c
+    if r > 1:
+        params, macs = params + r**2 * c**2 + 3 * c, macs + M * r**2 * c**2
+    return params, macs + 2 * N * c**2 + 2 * M * c**2 + 2 * a * M * c + 2 * a * N * c
+
+
+def cbam(at: InputSize, **o: Any) -> Counts:
+    c, k = o["c"], o["kernel_size"]
+    hidden = c // o["reduction"]
+    params, macs = 2 * c * hidden + hidden + c, len(o["pool_types"]) * 2 * c * hidden
+    if o["spatial"]:
+        params, macs = params + 2 * k**2 + 2, macs + 2 * k**2 * at.height * at.width
+    return params, macs
+
+
+def coordatt(at: InputSize, **o: Any) -> Counts:
+    c, m = o["c"], max(8, o["c"] // o["reduction"])
+    out = c if o["c_out"] is None else o["c_out"]
+    return c * m + m + 2 * m + 2 * (m * out + out), (at.height + at.width) * m * (c + out)
+
+
+def ct_msa(at: InputSize, **o: Any) -> Counts:
+    c, depth, T = o["c"], o["depth"], at.steps
+    m = 2 * c if o["mlp_dim"] is None else o["mlp_dim"]
+    W = T if o["window"] in (0, T) else min(o["window"], T)
+    padded = ceil(T / W) * W  # attention runs over whole windows
+    attention = 4 * c**2 + c + (3 * c if o["qkv_bias"] else 0)
+    if o["attention_only"]:
+        return attention, 4 * T * c**2 + 2 * padded * W * c
+    layer = attention + 2 * c + (c * m + m) + (m * c + c)
+    return o["length"] * c + depth * layer, depth * (
+        4 * T * c**2 + 2 * padded * W * c + 2 * T * c * m
+    )
+
+
+def danet(at: InputSize, **o: Any) -> Counts:
+    c, N = o["c"], at.height * at.width
+    i = c // 4 if o["head"] else c
+    q = i // o["reduction"]
+    params = 2 * q * (i + 1) + i * (i + 1) + 1 + 1
+    macs = N * (2 * i * q + i**2) + N**2 * (q + i) + 2 * i**2 * N
+    if o["head"]:
+        params, macs = params + 18 * c * i + 18 * i**2 + 8 * i, macs + N * (18 * c * i + 18 * i**2)
+    return params, macs
+
+
+def danet_channel(at: InputSize, c: int) -> Counts:
+    return 1, 2 * c**2 * at.height * at.width
+
+
+def danet_position(at: InputSize, c: int, reduction: int) -> Counts:
+    q, N = c // reduction, at.height * at.width
+    return 2 * q * (c + 1) + c * (c + 1) + 1, N * (2 * c * q + c**2) + N**2 * (q + c)
+
+
+def dia(at: InputSize, **o: Any) -> Counts:
+    n = ceil(at.height / 2) * ceil(at.width / 2)
+    return (59, n * (9 + 9 + 18 + 18)) if o["modulated"] else (39, n * (9 + 9 + 18))
+
+
+def dilated_inception(at: InputSize, **o: Any) -> Counts:
+    c, kernels = o["c"], o["kernels"]
+    out = c if o["c_out"] is None else o["c_out"]
+    lost = (max(kernels) - 1) * o["dilation"] if o["padding"] == "valid" else 0
+    branches = [c * (out // len(kernels)) * k for k in kernels]
+    times = 2 if o["gated"] else 1
+    return times * (sum(branches) + out), times * (at.steps - lost) * sum(branches)
+
+
+def dtm(at: InputSize, **o: Any) -> Counts:
+    d, out, k, n = o["dim"], o["c_out"], o["conv"], o["state"]
+    e, r, T = int(o["expand"] * d), ceil(d / 16), len(o["sizes"]) + 1
+    pooled = o["tokenizer"] == "pool"
+    numbers = [c * (o["grid"] ** 2 if pooled else h * w) for c, h, w in o["sizes"]]
+    core = {"c": d, "expand": o["expand"], "state": n, "conv": k, "dt_rank": r, "c_out": None}
+    params, _ = mamba(at, **core, bias=False, conv_bias=True)
+    params += sum(x * d + d + 2 * d for x in numbers) + 2 * d - e * d + e * out + 2 * out
+    macs = sum(x * d for x in numbers) + T * (2 * d * e + e * (r + 2 * n) + r * e + e * out)
+    return params, macs + T * e * k + T * e * n
+
+
+def ltae(at: InputSize, **o: Any) -> Counts:
+    c, h, d_k, mlp = o["c"], o["heads"], o["d_k"], o["mlp"]
+    D = c if o["d_model"] is None else o["d_model"]
+    pixels = at.height * at.width if o["layout"] == "image_series" else 1
+    params = 2 * c + (D * h * d_k + h * d_k) + h * d_k + 2 * mlp[-1]
+    params += sum(a * b + 3 * b for a, b in pairwise(mlp))
+    step = D * h * d_k + h * d_k + D
+    if o["d_model"] is not None:
+        params, step = params + c * D + D, step + c * D
+    if o["variant"] == "original":  # the table of codes, and the second norm over (D, T)
+        own = isinstance(o["positions"], (tuple, list))
+        params += (len(o["positions"]) if own else o["length"] + 1) * D
+        params += 0 if o["d_model"] is None else 2 * D * o["length"]
+    return params, pixels * (at.steps * step + sum(a * b for a, b in pairwise(mlp)))
+
+
+def m_gtu(at: InputSize, **o: Any) -> Counts:
+    c, T, kernels = o["c"], o["length"], o["kernels"]
+    params = sum(2 * c**2 * k + 2 * c for k in kernels)
+    if o["gtu_only"]:
+        (k,) = kernels
+        return params, ((at.steps - k) // o["stride"] + 1) * 2 * c**2 * k
+    L = sum((T - k + 1) // (o["pool"] or 1) for k in kernels)
+    return params + L * T + T, sum((T - k + 1) * 2 * c**2 * k for k in kernels) + c * L * T
+
+
+def mamba(at: InputSize, **o: Any) -> Counts:
+    d, n, k, T = o["c"], o["state"], o["conv"], at.steps
+    e, out = int(o["expand"] * d), o["c_out"] or o["c"]
+    r = ceil(d / 16) if o["dt_rank"] == "auto" else o["dt_rank"]
+    params = 2 * d * e + e * k + (e if o["conv_bias"] else 0) + e * (r + 2 * n) + r * e + e
+    params += e * n + e + e * out + (2 * e + out if o["bias"] else 0)
+    return params, T * (2 * d * e + e * (r + 2 * n) + r * e + e * out) + T * e * k + T * e * n
+
+
+def pyraformer(at: InputSize, **o: Any) -> Counts:
+    c, h, f = o["c"], o["heads"], o["d_inner"] or o["c"]
+    d_k, d_v = o["d_k"] or c // 4, o["d_v"] or c // 4
+    params, macs = pyraformer_cscm(at, c, o["windows"], o["cscm"], o["bottleneck"])
+    S = sum(_levels(at.steps, o["windows"]))
+    P = _pairs(at.steps, o["windows"], o["inner"])
+    params += o["n_layers"] * (c * h * (2 * d_k + d_v) + h * d_v * c + c + 2 * c)
+    params += o["n_layers"] * (2 * c * f + f + c + 2 * c)
+    layer = S * c * h * (2 * d_k + 2 * d_v) + h * P * (d_k + d_v) + 2 * S * c * f
+    return params, macs + o["n_layers"] * layer
+
+
+def pyraformer_cscm(
+    at: InputSize, c: int, windows: Sequence[int], kind: str, bottleneck: int | None
+) -> Counts:
+    T, *coarser = _levels(at.steps, windows)
+    if kind in ("max", "avg"):
+        return 2 * c, 0
+    d = c if kind == "conv" else bottleneck or c // 4
+    params = sum(d**2 * w + 3 * d for w in windows) + 2 * c
+    macs = sum(n * d**2 * w for n, w in zip(coarser, windows, strict=True))
+    if kind == "conv":
+        return params, macs
+    return params + c * d + d + d * c + c, macs + T * c * d + sum(coarser) * d * c
+
+
+def _levels(steps: int, windows: Sequence[int]) -> list[int]:
+    return [steps // prod(windows[:i]) for i in range(len(windows) + 1)]
+
+
+def _pairs(steps: int, windows: Sequence[int], inner: int) -> int:
+    """Neighbours on a level one by one, and each node with its parent, both ways."""
+    sizes, a = _levels(steps, windows), inner // 2
+    near = sum(abs(i - j) <= a for size in sizes for i in range(size) for j in range(size))
+    return near + 2 * sum(sizes[:-1])
+
+
+def relu_linear(at: InputSize, **o: Any) -> Counts:
+    c, dim, scales = o["c"], o["dim"], o["scales"]
+    heads, S, N = int(c // dim * o["heads_ratio"]), len(o["scales"]), at.height * at.width
+    t, out = heads * dim, o["c_out"] or c
+    weights = 3 * t * c + sum(3 * t * s**2 + 3 * t * dim for s in scales) + (1 + S) * t * out
+    linear, quadratic = 2 * (1 + S) * heads * N * dim * (dim + 1), 2 * (1 + S) * heads * N**2 * dim
+    return weights + 2 * out, N * weights + (linear if dim < N else quadratic)
+
+
+def se(at: InputSize, c: int, reduction: int, bias: bool) -> Counts:
+    hidden = c // reduction
+    return 2 * c * hidden + (c + hidden if bias else 0), 2 * c * hidden
+
+
+def sknet(at: InputSize, **o: Any) -> Counts:
+    c, M, d = o["c"], o["branches"], max(int(o["c"] / o["reduction"]), o["min_dim"])
+    convs = 9 * M * c**2 // o["groups"]
+    pixels = ceil(at.height / o["stride"]) * ceil(at.width / o["stride"])
+    return convs + 2 * c * M + c * d + 2 * d + M * d * c, convs * pixels + c * d + M * d * c
+
+
+def swiftformer(at: InputSize, **o: Any) -> Counts:
+    c, token = o["c"], o["token_dim"] or o["c"]
+    D = token * o["heads"]
+    N = at.height * at.width if o["layout"] == "image" else at.steps
+    params = 2 * (c * D + D) + D + (D**2 + D) + (D * token + token)
+    return params, N * (2 * c * D + D + D**2 + D * token)
+
+
+def trend_aware(at: InputSize, **o: Any) -> Counts:
+    c, k, T = o["c"], o["kernel_size"], at.steps
+    params = 2 * (c**2 * k + c) + 2 * (c**2 + c)
+    return params, 2 * T * c**2 * k + 2 * T * c**2 + 2 * T * T * c
+
+
+def triplet(at: InputSize, **o: Any) -> Counts:
+    c, k, H, W = o["c"], o["kernel_size"], at.height, at.width
+    gates = [c * W, H * c] + ([H * W] if o["spatial"] else [])
+    return len(gates) * (2 * k**2 + 2), 2 * k**2 * sum(gates)

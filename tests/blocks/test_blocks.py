@@ -1,0 +1,106 @@
+"""The contract of every registered block, whatever it computes."""
+
+import contextlib
+import copy
+import inspect
+import json
+
+import pytest
+import torch
+
+import attnzoo
+from attnzoo.autograd import reference_forms
+from attnzoo.registry import find
+from attnzoo.testing.inputs import call, tensors
+
+from contract import ODD, blocks, made, step, wanting_grad
+from tolerances import assert_close
+
+pytestmark = blocks
+
+
+def test_example_runs_and_keeps_the_dtype(name: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        _, block, inputs = made(name, dtype=dtype)
+        for output in tensors(call(block, inputs)):
+            assert output.dtype == dtype
+            assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_hand_written_passes_equal_the_plain_form(name: str, train: bool) -> None:
+    for extent in (None, ODD):
+        _, block, inputs = made(name, extent, dtype=torch.float64, train=train)
+        state = copy.deepcopy(block.state_dict())
+        by_hand = step(block, inputs)
+        block.load_state_dict(state)
+        with reference_forms():
+            plain = step(block, inputs)
+        assert_close(by_hand, plain)
+
+
+def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
+    """The gradient of the gradient, through the hand-written passes and the plain form."""
+    _, block, inputs = made(name, dtype=torch.float64)
+    found = []
+    for context in (contextlib.nullcontext, reference_forms):
+        leaves = wanting_grad(inputs)
+        wanted = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
+        with context():
+            loss = sum(t.square().sum() for t in tensors(call(block, leaves)))
+            bare = torch.autograd.grad(loss, wanted, retain_graph=True)
+            first = torch.autograd.grad(loss, wanted, create_graph=True)
+            again = sum((g * torch.linspace(0, 1, g.numel()).view_as(g)).sum() for g in first)
+            second = torch.autograd.grad(again, wanted, allow_unused=True, materialize_grads=True)
+        assert_close(list(first), list(bare))
+        found.append([*first, *second])
+    assert_close(*found)
+
+
+def test_outputs_take_a_residual_in_place(name: str) -> None:
+    _, block, inputs = made(name, ODD)
+    output = next(tensors(call(block, wanting_grad(inputs))))
+    residual = torch.randn_like(output)
+    assert torch.equal(output.detach() + residual, output.add_(residual).detach())
+
+
+def test_config_is_json_and_the_signature_is_closed(name: str) -> None:
+    entry = find(name)
+    again = json.loads(json.dumps(entry.example))
+    attnzoo.build(name, **again)
+    bound = entry.bind(**again)
+    assert json.loads(json.dumps(bound)) is not None
+    parameters = list(entry.signature.parameters.values())
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters)
+    assert all(p.annotation is not p.empty for p in parameters)
+    with pytest.raises(TypeError, match="its signature is") as caught:
+        attnzoo.build(name, **again, reduktion=8)
+    assert f"{name}(" in str(caught.value)
+
+
+def test_bad_inputs_are_refused_in_words(name: str) -> None:
+    _, block, inputs = made(name)
+    key, value = next(iter(inputs.items()))
+    tensor = value[0] if isinstance(value, list) else value
+
+    def with_first(bad: object) -> dict[str, object]:
+        return {**inputs, key: [bad, *value[1:]] if isinstance(value, list) else bad}
+
+    with torch.inference_mode():
+        of_inference = tensor.clone()
+    lazy, sparse = torch.nn.UninitializedParameter(), tensor.to_sparse()
+    odd = (lazy, sparse, of_inference)
+    for bad in (tensor.long(), tensor[..., 0].reshape(-1), None, tensor.double(), *odd):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call(block, with_first(bad))  # type: ignore[arg-type]
+        assert len(str(caught.value)) > 20
+
+
+def test_docstrings_say_all(name: str) -> None:
+    record = attnzoo.describe(name)
+    for section in ("title", "paper", "code", "math", "shapes", "differs", "cost"):
+        assert getattr(record, section), f"the file of {name!r} lacks {section}"
+    doc = inspect.getdoc(find(name).cls)
+    assert doc is not None
+    assert all(f"{key}:" in doc for key in find(name).signature.parameters), "undocumented argument"

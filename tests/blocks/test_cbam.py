@@ -1,0 +1,100 @@
+"""CBAM against a transcription of the authors' formulas, and what is special to it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import attnzoo
+from attnzoo.autograd import reference_forms
+
+from contract import assert_steps_equal, made, step
+from tolerances import assert_close
+
+POOLINGS = {
+    "avg": lambda x: F.avg_pool2d(x, x.shape[2:]),
+    "max": lambda x: F.max_pool2d(x, x.shape[2:]),
+    "lp": lambda x: F.lp_pool2d(x, 2, x.shape[2:]),
+    "lse": lambda x: x.flatten(2).logsumexp(2),
+}
+
+
+def authors_gate(t: Tensor, gate: nn.Module) -> Tensor:
+    """The authors' spatial gate on axis 1 of `t`, with our module's weights."""
+    pooled = torch.cat((t.max(1)[0].unsqueeze(1), t.mean(1).unsqueeze(1)), 1)
+    weight = gate.conv.weight
+    return t * gate.bn(F.conv2d(pooled, weight, padding=(weight.shape[-1] - 1) // 2)).sigmoid()
+
+
+def authors(block: nn.Module, x: Tensor) -> Tensor:
+    logits: Any = 0
+    for kind in block.pool_types:
+        z = POOLINGS[kind](x).flatten(1)
+        logits = logits + block.fc2(F.relu(block.fc1(z)))
+    u = x * torch.sigmoid(logits)[:, :, None, None]
+    return u if block.spatial is None else authors_gate(u, block.spatial)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"c": 20},
+        {"c": 7, "reduction": 3, "kernel_size": 3},
+        {"c": 16, "reduction": 1, "kernel_size": 1, "pool_types": ["max"]},
+        {"c": 16, "reduction": 4, "spatial": False, "pool_types": ["lse", "lp"]},
+        {"c": 16, "pool_types": ["lp", "avg", "max", "lse"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 11), (57, 64)], ids=str)
+def test_equals_the_authors_formulas(
+    config: dict[str, Any], size: tuple[int, int], train: bool
+) -> None:
+    extent = attnzoo.InputSize(batch=3, height=size[0], width=size[1])
+    _, block, inputs = made("cbam", extent, torch.float64, train, **config)
+    assert_steps_equal(block, inputs, lambda leaves: authors(block, leaves["x"]))
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
+def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
+    _, block, inputs = made("cbam", attnzoo.InputSize(height=57, width=40), torch.float64, c=16)
+    x = inputs["x"].round().relu()  # many ties, whole channels and pixels of zeros among them
+    x[:, 3], x[:, :, 2] = 0, 0
+    wanted = step(block, {"x": x}, lambda leaves: authors(block, leaves["x"]))
+    if not plain:
+        assert_close(step(block, {"x": x}), wanted)
+        return
+    with reference_forms():
+        assert_close(step(block, {"x": x}), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
+    _, block, inputs = made("cbam", attnzoo.InputSize(height=40, width=30), train=True)
+    x = (1000 + 100 * inputs["x"]).to(dtype)  # a plane's, or a channel's, sum is above 65504
+    wanted = copy.deepcopy(block)(x.float())
+    y = block.to(dtype)(x.requires_grad_())
+    assert_close(y, wanted, torch.bfloat16)
+    (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 1e-3))
+    assert grad.isfinite().all()
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="reduction=16 leaves no channel of c=8"):
+        attnzoo.build("cbam", c=8)
+    with pytest.raises(ValueError, match="kernel_size=4 must be odd; the nearest are 3, 5"):
+        attnzoo.build("cbam", c=32, kernel_size=4)
+    with pytest.raises(ValueError, match="at least one pooling"):
+        attnzoo.build("cbam", c=32, pool_types=[])
+    with pytest.raises(ValueError, match="did you mean 'max'"):
+        attnzoo.build("cbam", c=32, pool_types=["avg", "maxi"])
+    block = attnzoo.build("cbam", c=32)
+    with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
+        block(torch.randn(1, 32, 1, 1))
+    assert block.eval()(torch.randn(1, 32, 1, 1)).isfinite().all()
+    with pytest.raises(ValueError, match="built for c=32"):
+        block(torch.randn(1, 16, 4, 4))

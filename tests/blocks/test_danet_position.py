@@ -1,0 +1,118 @@
+"""Position attention: the authors' formulas, and the N x N map that is never kept."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import attnzoo
+from attnzoo.autograd import reference_forms
+
+from contract import made, step
+from tolerances import assert_close
+
+LARGE = attnzoo.InputSize(batch=2, height=24, width=24)
+UNEVEN = attnzoo.InputSize(batch=3, height=19, width=15)
+
+
+def formula(x: Tensor, p: nn.Module) -> Tensor:
+    """The authors' module, line by line."""
+    b, c, h, w = x.shape
+    q = F.conv2d(x, p.query_conv.weight, p.query_conv.bias).view(b, -1, h * w).permute(0, 2, 1)
+    k = F.conv2d(x, p.key_conv.weight, p.key_conv.bias).view(b, -1, h * w)
+    attention = torch.softmax(torch.bmm(q, k), dim=-1)
+    v = F.conv2d(x, p.value_conv.weight, p.value_conv.bias).view(b, -1, h * w)
+    return p.gamma * torch.bmm(v, attention.permute(0, 2, 1)).view(b, c, h, w) + x
+
+
+@pytest.mark.parametrize("extent", [LARGE, UNEVEN, attnzoo.InputSize(1, 1, 3, 5)], ids=str)
+@pytest.mark.parametrize("config", [{"c": 16}, {"c": 13, "reduction": 3}, {"c": 6, "reduction": 1}])
+def test_equals_the_formula(extent: attnzoo.InputSize, config: dict[str, int]) -> None:
+    _, block, inputs = made("danet_position", extent, torch.float64, **config)
+    wanted = step(block, inputs, lambda leaves: formula(leaves["x"], block))
+    assert_close(step(block, inputs), wanted)
+    with reference_forms():
+        assert_close(step(block, inputs), wanted)
+
+
+@pytest.mark.parametrize("size", [14, 24, 32])
+@pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32", "autocast"])
+def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None:
+    _, block, inputs = made("danet_position", attnzoo.InputSize(2, 1, size, size))
+    kept: list[int] = []
+    leaf = inputs["x"].requires_grad_()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ),
+        torch.autocast("cpu", low, enabled=low is not None),
+    ):
+        y = block(leaf)
+    y.sum().backward()
+    assert kept
+    assert max(kept) < size**4
+    assert leaf.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_by_hand(dtype: torch.dtype) -> None:
+    _, block, inputs = made("danet_position")
+    wanted = step(block, inputs)
+    found = step(block.to(dtype), {"x": inputs["x"].to(dtype)})
+    assert found["outputs"][0].dtype == dtype
+    assert_close(found, wanted, dtype)
+
+
+def test_autocast_by_hand_keeps_the_residual_exact() -> None:
+    _, block, inputs = made("danet_position", LARGE)
+    wanted = step(block, inputs)
+
+    def run(leaves: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return block(leaves["x"])
+
+    found = step(block, inputs, run)
+    assert found["outputs"][0].dtype == torch.float32
+    assert_close(found, wanted, torch.bfloat16)
+    nn.init.zeros_(block.gamma)
+    assert torch.equal(run(inputs), inputs["x"])
+
+
+@pytest.mark.parametrize("extent", [LARGE, attnzoo.InputSize(2, 1, 6, 6)], ids=["large", "small"])
+def test_float16_energies_do_not_overflow(extent: attnzoo.InputSize) -> None:
+    _, block, inputs = made("danet_position", extent)
+    with torch.no_grad():
+        block.query_conv.bias.fill_(200)
+        block.key_conv.bias.fill_(200)  # energies about 8 * 200 * 200, beyond float16
+    found = step(block.half(), {"x": inputs["x"].half()})
+    assert all(t.isfinite().all() for t in [*found["outputs"], *found["inputs"]])
+
+
+def test_odd_strides_and_empty_batches_by_hand() -> None:
+    _, block, inputs = made("danet_position", UNEVEN)
+    wanted = step(block, inputs)
+    assert_close(step(block, {"x": inputs["x"].mT.contiguous().mT}), wanted)
+    last = inputs["x"].contiguous(memory_format=torch.channels_last)
+    assert_close(step(block, {"x": last}), wanted)
+    assert step(block, {"x": inputs["x"][:0]})["outputs"][0].shape == (0, 64, 19, 15)
+
+
+def test_gradients_are_derivatives_by_hand() -> None:
+    _, block, inputs = made("danet_position", attnzoo.InputSize(1, 1, 3, 4), torch.float64, c=8)
+    points = [inputs["x"].requires_grad_(), *block.parameters()]
+    assert torch.autograd.gradcheck(lambda x, *_: block(x), points, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x, *_: block(x), points, fast_mode=True, atol=1e-4)
+
+
+def test_a_fresh_block_is_the_identity_and_key_biases_do_nothing() -> None:
+    block = attnzoo.build("danet_position", 16)
+    x = torch.randn(2, 16, 17, 17)
+    assert torch.equal(block(x), x)
+    _, block, inputs = made("danet_position", LARGE, torch.float64)
+    grads = step(block, inputs)["parameters"]
+    assert grads["key_conv.bias"].abs().max() < 1e-10 * grads["query_conv.bias"].abs().max()
+
+
+def test_a_width_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reduction=8 leaves no channel of c=7"):
+        attnzoo.build("danet_position", c=7)

@@ -1,0 +1,137 @@
+"""Multi-scale gated tanh unit: the formula written out, pooling, one unit alone, refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import attnzoo
+from attnzoo.registry import find
+
+from contract import made, randomize_parameters, step
+from tolerances import assert_close
+
+CONFIGS = [
+    {},
+    {"length": 7},
+    {"length": 13, "residual": False},
+    {"length": 9, "pool": 2},
+    {"length": 12, "pool": 2, "residual": False},
+    {"length": 11, "pool": 3, "kernels": (4, 1)},
+    {"length": 5, "kernels": (2,)},
+    {"length": 8, "kernels": (8, 3, 2, 1)},
+]
+
+
+def unit(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+    """The authors' unit, on their layout (B, C, N, T)."""
+    u = F.conv2d(x, weight.unsqueeze(2), bias, stride=(1, stride))
+    return u[:, : x.shape[1]].tanh() * u[:, -x.shape[1] :].sigmoid()
+
+
+def written_out(block: torch.nn.Module, x: Tensor) -> Tensor:
+    x = x.permute(0, 3, 1, 2)  # B C N T
+    maps = []
+    for k in block.kernels:
+        conv = block.get_submodule(f"gtu{k}.con2out")
+        g = unit(x, conv.weight, conv.bias)
+        maps.append(F.max_pool2d(g, (1, block.pool)) if block.pool else g)
+    y = F.linear(torch.cat(maps, -1), block.fcmy.weight, block.fcmy.bias)
+    return (x + y if block.residual else y).relu().permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_equals_the_formula_written_out(config: dict) -> None:
+    block = attnzoo.build("m_gtu", 5, dropout=0.0, dtype=torch.float64, **config)
+    randomize_parameters(block)
+    inputs = {"x": torch.randn(2, 3, block.length, 5, dtype=torch.float64)}
+    assert_close(
+        step(block, inputs), step(block, inputs, lambda leaves: written_out(block, leaves["x"]))
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_closed_forms(config: dict) -> None:
+    _, block, inputs = made("m_gtu", c=6, **config)
+    form = find("m_gtu").closed_form(c=6, **config)
+    assert form.params == sum(p.numel() for p in block.parameters())
+    assert form.executed == attnzoo.bench.counter.macs_executed(block, inputs)
+
+
+def test_parameters_are_those_of_the_authors() -> None:
+    assert find("m_gtu").closed_form(c=32)[:2] == (31_212, 238_592)
+
+
+@pytest.mark.parametrize("kernel, stride, steps", [(4, 1, 9), (4, 2, 9), (3, 3, 3), (1, 2, 8)])
+def test_one_unit_alone(kernel: int, stride: int, steps: int) -> None:
+    config = {"c": 5, "gtu_only": True, "kernels": (kernel,), "stride": stride}
+    entry, block, _ = made("m_gtu", dtype=torch.float64, **config)
+    x = torch.randn(2, 3, steps, 5, dtype=torch.float64)
+    conv = block.get_submodule(f"gtu{kernel}.con2out")
+    wanted = unit(x.permute(0, 3, 1, 2), conv.weight, conv.bias, stride).permute(0, 2, 3, 1)
+    assert_close(block(x), wanted)
+    extent = attnzoo.InputSize(batch=2, steps=steps)
+    form = entry.closed_form(extent, **config)
+    assert form.params == sum(p.numel() for p in block.parameters())
+    assert form.executed == attnzoo.bench.counter.macs_executed(block, {"x": x[:, 0]})
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    _, block, inputs = made("m_gtu", dropout=0.5)
+    x = inputs["x"]
+    assert torch.equal(block(x), block(x))
+    assert not torch.equal(block.train()(x), block(x))
+
+
+@pytest.mark.parametrize("lead", [(), (0,), (2, 0), (2, 3, 4)])
+def test_any_leading_axes(lead: tuple[int, ...]) -> None:
+    block = attnzoo.build("m_gtu", 4, length=9, pool=2)
+    assert block(torch.randn(*lead, 9, 4)).shape == (*lead, 9, 4)
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"length": 6}, r"k=7 leaves no step of length=6; .* at most 6, or length=7"),
+        ({"length": 7, "pool": 2}, r"k=7 and pool=2 leaves no step .* or length=8"),
+        ({"kernels": (3, 3)}, r"must all differ.*take kernels=\(3,\)"),
+        ({"kernels": ()}, "is empty"),
+        ({"stride": 2}, "stride=2 is for a unit alone"),
+        ({"gtu_only": True}, r"takes one kernel, not kernels=\(3, 5, 7\)"),
+        ({"gtu_only": True, "kernels": (3,), "pool": 2}, "take pool=None"),
+        ({"pool": 0}, "pool=0 must be at least 1"),
+        ({"dropout": 1.0}, "below 1"),
+    ],
+)
+def test_refusals(config: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attnzoo.build("m_gtu", 8, **config)
+
+
+def test_wrong_lengths_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"x has 11 steps .* build it with length=11"):
+        attnzoo.build("m_gtu", 8)(torch.randn(2, 11, 8))
+    with pytest.raises(ValueError, match=r"x has 3 steps .* fewer than the kernel of 4"):
+        attnzoo.build("m_gtu", 8, gtu_only=True, kernels=(4,))(torch.randn(2, 3, 8))
+
+
+def test_a_unit_and_a_copy_load_from_a_checkpoint() -> None:
+    _, block, inputs = made("m_gtu", c=6)
+    state = block.state_dict()
+    theirs = {
+        f"BlockList.1.{key.replace('fcmy', 'fcmy.0')}": value.unsqueeze(2)
+        if value.ndim == 3
+        else value
+        for key, value in state.items()
+    }
+    theirs["BlockList.1.ln.weight"] = torch.ones(6)
+    alone = attnzoo.from_upstream(
+        "m_gtu", theirs, c=6, gtu_only=True, kernels=(5,), prefix="BlockList.1.gtu5"
+    )
+    assert torch.equal(alone.gtu5.con2out.weight, block.gtu5.con2out.weight)
+    whole = attnzoo.from_upstream("m_gtu", theirs, c=6)
+    assert_close(whole.eval()(inputs["x"]), block(inputs["x"]))
+    names = {"gtu3": "gtu0", "gtu5": "gtu1", "gtu7": "gtu2", "fcmy": "fcmy.0"}
+    copied = {names[k.split(".")[0]] + k[k.index(".") :]: v for k, v in state.items()}
+    twin = attnzoo.from_upstream("m_gtu", copied, c=6)
+    assert_close(twin.eval()(inputs["x"]), block(inputs["x"]))

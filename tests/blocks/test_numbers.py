@@ -1,0 +1,127 @@
+"""Capabilities of arithmetic: derivatives, half precision, large inputs."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import attnzoo
+from attnzoo.registry import Inputs
+from attnzoo.testing.inputs import call, tensors
+
+from contract import ODD, blocks, each, made, step, wanting_grad
+from matrix import Cell
+from tolerances import assert_close
+
+pytestmark = blocks
+FEW = attnzoo.InputSize(
+    batch=1, steps=7, height=3, width=4
+)  # a refused check goes number by number
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.capability("gradcheck")
+def test_gradients_are_derivatives(name: str) -> None:
+    _, block, inputs = made(name, FEW, dtype=torch.float64)
+    leaves = wanting_grad(inputs)
+    points = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
+
+    def run(*_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors(call(block, leaves)))
+
+    assert torch.autograd.gradcheck(run, points, fast_mode=True, atol=1e-6)
+    assert torch.autograd.gradgradcheck(run, points, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.capability("bfloat16")
+def test_bfloat16(name: str) -> None:
+    _cast(name, torch.bfloat16)
+
+
+@pytest.mark.capability("float16")
+def test_float16(name: str) -> None:
+    _cast(name, torch.float16)
+
+
+def _cast(name: str, dtype: torch.dtype) -> None:
+    _, block, inputs = made(name, ODD)
+    wanted = step(block, inputs)
+    for train in (False, True):
+        found = step(copy.deepcopy(block).to(dtype).train(train), scaled(inputs, 1, dtype))
+        assert all(t.dtype == dtype for t in tensors(found) if t.is_floating_point())
+        assert all(t.isfinite().all() for t in tensors(found))
+        if not train:  # dropout and batch statistics are other numbers
+            assert_close(found["outputs"], wanted["outputs"], dtype)
+
+
+@pytest.mark.capability("autocast")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_autocast_runs_and_trains(name: str, dtype: torch.dtype) -> None:
+    _, block, inputs = made(name, ODD)
+    wanted = step(block, inputs)
+
+    def run(leaves: Inputs) -> Any:
+        with torch.autocast("cpu", dtype):
+            return call(block, leaves)
+
+    found = step(block, inputs, run)
+    assert all(t.isfinite().all() for t in tensors(found))
+    assert_close(found["outputs"], wanted["outputs"], dtype)
+
+
+@pytest.mark.capability("scale_bfloat16")
+def test_scale_bfloat16(name: str, cell: Cell) -> None:
+    cell.value(largest_scale(name, torch.bfloat16))
+
+
+@pytest.mark.capability("scale_float16")
+def test_scale_float16(name: str, cell: Cell) -> None:
+    cell.value(largest_scale(name, torch.float16))
+
+
+SCALES = ("1", "10", "30", *(f"1e{power}" for power in (2, 3, 4, 6, 9, 12, 18, 24, 30, 36)))
+
+
+def largest_scale(name: str, dtype: torch.dtype) -> str:
+    """The last scale at which all is finite; up to 30, only what does not fit may overflow."""
+    _, block, inputs = made(name, ODD)
+    block.to(dtype)
+    reached = ""
+    for text in SCALES:
+        large = scaled(inputs, float(text), dtype)
+        if not all(t.isfinite().all() for t in tensors(large)):
+            break  # no such input exists in this dtype
+        found = mean_step(block, large)
+        if not all(t.isfinite().all() for t in tensors(found)):
+            if float(text) <= 30:
+                wide = copy.deepcopy(block).double()
+                assert_too_large(mean_step(wide, scaled(large, 1, torch.float64)), found, text)
+            break
+        reached = text
+    assert reached, "overflows at a standard deviation of 1"
+    return reached
+
+
+def mean_step(block: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Outputs over their number, as a mean loss has them, and the gradients of that."""
+    return step(block, inputs, lambda leaves: [o / o.numel() for o in tensors(call(block, leaves))])
+
+
+def assert_too_large(true: dict[str, Any], found: dict[str, Any], scale: str) -> None:
+    """What is not finite is so in truth: the number, or the output before it, passes the dtype."""
+    largest = torch.finfo(found["outputs"][0].dtype).max
+    if any(t.abs().max() * t.numel() > largest for t in true["outputs"]):
+        return
+    for a, b in zip(tensors(found), tensors(true), strict=True):
+        assert a.isfinite().all() or b.abs().max() > largest, f"overflow at input scale {scale}"
+
+
+def scaled(inputs: Inputs, factor: float, dtype: torch.dtype) -> Inputs:
+    """Floating inputs times `factor`, cast; others as they are."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor * factor).to(dtype) if tensor.is_floating_point() else tensor
+
+    return each(inputs, change)

@@ -1,0 +1,65 @@
+"""What is special to pyraformer_cscm: its kinds by the formulas, its sizes and its refusals."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import attnzoo
+
+from contract import randomize_parameters
+from tolerances import assert_close
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("windows", [(2, 2, 2), (5,), (3, 1, 2, 2)])
+@pytest.mark.parametrize("kind", ["bottleneck", "conv", "max", "avg"])
+def test_equals_the_formulas(kind: str, windows: tuple[int, ...], train: bool) -> None:
+    block = attnzoo.build("pyraformer_cscm", c=8, windows=windows, kind=kind).double().train(train)
+    randomize_parameters(block)
+    x = torch.randn(3, 29, 8, dtype=torch.float64, requires_grad=True)
+    t = block.down(x).mT if kind == "bottleneck" else x.mT
+    levels = []
+    for i, window in enumerate(windows):
+        if kind == "max":
+            t = F.max_pool1d(t, window)
+        elif kind == "avg":
+            t = F.avg_pool1d(t, window)
+        else:
+            level = block.levels[i]
+            mean, var = level.norm.running_mean.clone(), level.norm.running_var.clone()
+            t = level.conv(t)
+            t = F.elu(F.batch_norm(t, mean, var, level.norm.weight, level.norm.bias, train))
+        levels.append(t)
+    coarse = torch.cat(levels, 2).mT
+    coarse = block.up(coarse) if kind == "bottleneck" else coarse
+    wanted = block.norm(torch.cat((x, coarse), 1))
+    found = block(x)
+    assert_close(found, wanted)
+    grad = torch.randn_like(wanted)
+    leaves = [x, *block.parameters()]
+    assert_close(
+        torch.autograd.grad(found, leaves, grad), torch.autograd.grad(wanted, leaves, grad)
+    )
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "conv", "max", "avg"])
+@pytest.mark.parametrize("lead", [(), (2, 3), (0,)])
+def test_any_leading_axes_and_an_end_that_fills_no_window(lead: tuple[int, ...], kind: str) -> None:
+    block = attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2], kind=kind).eval()
+    assert block(torch.randn(*lead, 21, 8)).shape == (*lead, 21 + 5 + 2, 8)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="c=3 leaves bottleneck=c // 4 no channel"):
+        attnzoo.build("pyraformer_cscm", c=3)
+    attnzoo.build("pyraformer_cscm", c=3, kind="conv")
+    with pytest.raises(ValueError, match=r"windows\[0\]=0 must be at least 1"):
+        attnzoo.build("pyraformer_cscm", c=8, windows=[0])
+    with pytest.raises(ValueError, match=r"x has 7 steps; windows=\(4, 2\) need at least 8"):
+        attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2])(torch.randn(1, 7, 8))
+    block = attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2])
+    with pytest.raises(
+        ValueError, match=r"x of shape \(1, 8, 8\) gives train-mode BatchNorm 1 value"
+    ):
+        block(torch.randn(1, 8, 8))
+    assert block(torch.randn(2, 8, 8)).shape == (2, 11, 8)

@@ -1,0 +1,131 @@
+"""What is special to multi-scale ReLU linear attention."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.efficientvit_mit import LiteMLA
+from torch import Tensor, nn
+
+import attnzoo
+
+from contract import randomize_parameters, step
+from tolerances import assert_close
+
+CONFIGS = [
+    {"c": 16},
+    {"c": 24, "dim": 16, "scales": ()},
+    {"c": 16, "dim": 4, "heads_ratio": 0.5, "scales": (3, 7), "c_out": 10},
+    {"c": 6, "dim": 3, "heads_ratio": 2.0, "scales": [1], "eps": 1e-5},
+]
+
+
+def made(dtype: torch.dtype = torch.float64, **config: Any) -> nn.Module:
+    block = attnzoo.build("relu_linear", **config).to(dtype)
+    randomize_parameters(block)
+    return block
+
+
+def formula(block: nn.Module, x: Tensor, quadratic: bool) -> Tensor:
+    """The authors' arithmetic in either of their regimes, with eps where they have it."""
+    qkv = block.qkv(x)
+    fields = [qkv]
+    for deep, point in zip(block.depthwise, block.pointwise, strict=True):
+        fields.append(point(deep(qkv)))
+    b, _, h, w = x.shape
+    z = torch.cat(fields, 1).reshape(b, -1, 3 * block.dim, h * w)
+    q, k, v = z[:, :, : block.dim], z[:, :, block.dim : 2 * block.dim], z[:, :, 2 * block.dim :]
+    q, k = q.relu(), k.relu()
+    if quadratic:
+        weights = k.mT @ q
+        out = v @ (weights / (weights.sum(2, keepdim=True) + block.eps))
+    else:
+        out = F.pad(v, (0, 0, 0, 1), value=1) @ k.mT @ q
+        out = out[:, :, :-1] / (out[:, :, -1:] + block.eps)
+    return block.norm(block.proj(out.reshape(b, -1, h, w)))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (3, 3), (9, 7), (1, 40)])
+def test_one_function_in_both_regimes(
+    config: dict[str, Any], quadratic: bool, size: tuple[int, int]
+) -> None:
+    block = made(**config)
+    inputs = {"x": torch.randn(2, config["c"], *size, dtype=torch.float64)}
+    state = {k: v.clone() for k, v in block.state_dict().items()}
+    found = step(block, inputs)
+    block.load_state_dict(state)
+    assert_close(found, step(block, inputs, lambda leaves: formula(block, leaves["x"], quadratic)))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (8, 8)])
+def test_equals_timm(size: tuple[int, int]) -> None:
+    theirs = LiteMLA(16, 12, scales=(3, 5))
+    randomize_parameters(theirs)
+    ours = attnzoo.from_upstream(
+        "relu_linear", theirs.state_dict(), c=16, c_out=12, scales=[3, 5], eps=theirs.eps
+    )
+    inputs = {"x": torch.randn(3, 16, *size)}
+    found = step(ours, inputs)
+    assert_close(found["outputs"], step(theirs, inputs, lambda x: theirs(x["x"]))["outputs"])
+    assert_close(found["inputs"], step(theirs, inputs, lambda x: theirs(x["x"]))["inputs"])
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-50, 1e-15])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_query_that_meets_no_key_gives_zero(dtype: torch.dtype, eps: float) -> None:
+    """No eps is divided by, so none can vanish in a narrow dtype."""
+    block = made(dtype, c=8, scales=(), eps=eps).eval()
+    with torch.no_grad():
+        block.qkv.weight[:8] = -block.qkv.weight[:8].abs()  # queries of positive inputs
+    found = step(block, {"x": torch.rand(2, 8, 4, 5).to(dtype)})
+    bare = block.norm(torch.zeros(2, 8, 4, 5, dtype=dtype))
+    assert torch.equal(found["outputs"][0], bare)
+    assert all(g.isfinite().all() for g in found["parameters"].values())
+    assert not found["inputs"][0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-3, 30.0, 1000.0])
+def test_half_precision_at_any_size(dtype: torch.dtype, size: float) -> None:
+    """The sums over pixels of large inputs overflow float16; in float32 they do not."""
+    block = made(torch.float32, c=32).eval()
+    x = (size * torch.randn(2, 32, 24, 24)).to(dtype)
+    wanted = step(block, {"x": x.float()})
+    found = step(block.to(dtype), {"x": x})
+    assert all(g.isfinite().all() for g in [*found["outputs"], *found["parameters"].values()])
+    assert_close(found["outputs"], wanted["outputs"], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_autocast_leaves_the_sums_in_float32(dtype: torch.dtype) -> None:
+    block = made(torch.float32, c=32)
+    z = torch.randn(1, 96, 48, 48).to(dtype)
+    wanted = block._attend(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(block._attend(z), wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"c": 24, "dim": 16, "heads_ratio": 0.5}, "heads_ratio=0.5 leaves no head"),
+        ({"c": 4, "dim": 8}, "take dim=4 or less"),
+        ({"c": 16, "heads_ratio": -1.0}, "heads_ratio=-1.0 leaves no head"),
+        ({"c": 16, "scales": (5, 4)}, r"scales\[1\]=4 must be odd; the nearest are 3, 5"),
+        ({"c": 16, "scales": (0,)}, r"scales\[0\]=0"),
+        ({"c": 16, "eps": -1e-9}, "eps=-1e-09 must be at least 0"),
+        ({"c": 16, "dim": 0}, "dim=0"),
+        ({"c": 16, "c_out": 0}, "c_out=0"),
+    ],
+)
+def test_refuses(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attnzoo.build("relu_linear", **config)
+
+
+def test_heads_are_floored_twice_as_the_authors_do() -> None:
+    assert attnzoo.build("relu_linear", c=31, dim=8, heads_ratio=0.5).heads == 1
+    assert attnzoo.build("relu_linear", c=32, dim=8, heads_ratio=1.4).heads == 5

@@ -1,0 +1,112 @@
+"""Capabilities of state: copies, files, the meta device, functional calls, checkpointing."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+import attnzoo
+from attnzoo.registry import Inputs
+from attnzoo.testing.inputs import call, tensors
+
+from contract import ODD, arranged, blocks, each, made, step
+from tolerances import assert_close
+
+pytestmark = blocks
+
+
+@pytest.mark.capability("copy")
+def test_copies_and_pickles_are_the_block(name: str) -> None:
+    _, block, inputs = made(name, ODD)
+    wanted = step(block, inputs)
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert repr(twin) == repr(block)
+        assert_close(step(twin, inputs), wanted)
+
+
+@pytest.mark.capability("state_dict")
+def test_state_dicts_are_the_block(name: str) -> None:
+    entry, block, inputs = made(name, ODD, train=True)
+    step(block, inputs)  # running statistics of its own
+    state = block.eval().state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    for loaded in (saved, safetensors.torch.load(safetensors.torch.save(state))):
+        fresh = attnzoo.build(name, **entry.example).eval()
+        fresh.load_state_dict(loaded, strict=True)
+        assert_close(step(fresh, inputs), step(block, inputs))
+
+
+@pytest.mark.capability("meta")
+def test_meta_build_materializes(name: str) -> None:
+    entry, block, inputs = made(name, ODD)
+    ghost = attnzoo.build(name, **entry.example, device="meta")
+    assert all(t.is_meta for t in (*ghost.parameters(), *ghost.buffers()))
+    torch.use_deterministic_algorithms(True)  # what nobody loads starts as NaN
+    try:
+        real = ghost.to_empty(device="cpu").eval()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    real.load_state_dict(block.state_dict())
+    assert_close(step(real, inputs), step(block, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap's own
+@pytest.mark.capability("functional")
+def test_functional_calls_and_per_sample_gradients(name: str) -> None:
+    _, block, inputs = made(name, ODD)
+    state = {key: value.detach() for key, value in block.named_parameters()}
+    wanted = list(tensors(call(block, inputs)))
+    assert_close(list(tensors(_outputs(block, state, inputs))), wanted)
+
+    def one(state: dict[str, Tensor], sample: Inputs) -> list[Tensor]:
+        batch = each(sample, lambda t: t[None])
+        return [t[0] for t in tensors(_outputs(block, state, batch))]
+
+    def loss(state: dict[str, Tensor], sample: Inputs) -> Tensor:
+        return sum((t.sin().sum() for t in one(state, sample)), torch.zeros(()))
+
+    assert_close(vmap(one, (None, 0))(state, inputs), wanted)
+    found = vmap(grad(loss), (None, 0))(state, inputs)
+    samples = [each(inputs, lambda t, i=i: t[i]) for i in range(ODD.batch)]
+    for i, sample in enumerate(samples):
+        block.zero_grad()
+        loss(dict(block.named_parameters()), sample).backward()
+        assert_close(
+            {key: value[i] for key, value in found.items()},
+            {key: value.grad for key, value in block.named_parameters()},
+        )
+
+
+def _outputs(block: torch.nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
+    return functional_call(block, state, *arranged(block, inputs))
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
+@pytest.mark.capability("checkpoint")
+def test_checkpointing_changes_nothing(name: str, reentrant: bool, train: bool) -> None:
+    _, block, inputs = made(name, ODD, train=train)
+    torch.manual_seed(3)  # dropout is drawn again as it was
+    wanted = step(block, inputs)
+
+    def run(leaves: Inputs) -> Any:
+        flat = list(tensors(leaves))
+
+        def again(*given: Tensor) -> Any:
+            rest = iter(given)
+            return call(block, each(leaves, lambda _: next(rest)))
+
+        return checkpoint(again, *flat, use_reentrant=reentrant)
+
+    torch.manual_seed(3)
+    assert_close(step(block, inputs, run), wanted)

@@ -1,0 +1,191 @@
+"""The catalogue: names, filters, descriptions, building, and errors a newcomer can act on."""
+
+import functools
+import json
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnzoo
+from attnzoo import capabilities, registry
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the catalogue, so that what a test registers is gone afterwards."""
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
+
+
+class Twice(nn.Module):
+    """Doubles its input."""
+
+    def __init__(self, c: int, *, factors: tuple[int, ...] = (2,), shift: float | None = None):
+        super().__init__()
+        self.c, self.factors, self.shift = c, factors, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def enter(name: str = "twice", **options: object) -> type[nn.Module]:
+    settings = {"layout": "image", "family": "channel", "example": {"c": 4}, **options}
+    return attnzoo.register(name, **settings)(Twice)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("ca", "coordatt"), ("SENet", "se"), ("CBAM", "cbam"), ("cbma", "cbam"), ("sk", "sknet"),
+     ("coord", "coordatt"), ("danet-position", "danet_position"), ("Triplet", "triplet")],
+)  # fmt: skip
+def test_unknown_name_points_to_the_nearest(word: str, near: str) -> None:
+    with pytest.raises(attnzoo.UnknownBlockError, match=repr(near)) as caught:
+        attnzoo.build(word, c=64)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, KeyError)
+    assert str(caught.value).startswith("no block is named")
+
+
+def test_unknown_name_without_anything_near() -> None:
+    with pytest.raises(attnzoo.UnknownBlockError, match=r"attnzoo\.names\(\)"):
+        attnzoo.build("xyzzyqqq", c=64)
+    with pytest.raises(TypeError, match="a block's name is a str"):
+        attnzoo.build(None, c=64)  # type: ignore[arg-type]
+
+
+def test_misspelt_keyword_shows_the_signature() -> None:
+    with pytest.raises(TypeError, match=r"did you mean 'reduction'\?.*cbam\(c, \*, reduction=16"):
+        attnzoo.build("cbam", c=64, reduktion=8)
+    with pytest.raises(TypeError, match=r"missing a required argument: 'c'.*se\(c, "):
+        attnzoo.build("se")
+    with pytest.raises(TypeError, match=r"se\(c, \*"):
+        attnzoo.build("se", 64, 16)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 1.5, "64", None, True, float("nan"), [64]])
+def test_bad_channels_are_refused(bad: object) -> None:
+    for name in attnzoo.names():
+        if "c" in registry.find(name).signature.parameters:
+            with pytest.raises((ValueError, TypeError), match=r"\bc="):
+                attnzoo.build(name, c=bad)
+
+
+def test_values_are_held_to_their_annotations(scratch: None) -> None:
+    enter()
+    assert attnzoo.build("twice", c=4, factors=[1, 2]).factors == (1, 2)
+    assert attnzoo.build("twice", c=4, shift=1).shift == 1.0
+    with pytest.raises(TypeError, match=r"factors\[1\]='a' must be int, not str"):
+        attnzoo.build("twice", c=4, factors=[1, "a"])
+    with pytest.raises(ValueError, match="shift=nan must be finite"):
+        attnzoo.build("twice", c=4, shift=float("nan"))
+    with pytest.raises(TypeError, match="factors=3 must be a list or tuple"):
+        attnzoo.build("twice", c=4, factors=3)
+
+
+def test_build_places_and_casts() -> None:
+    block = attnzoo.build("se", 64, device="meta", dtype=torch.float16)
+    assert all(p.is_meta and p.dtype == torch.float16 for p in block.parameters())
+    assert attnzoo.build("se", 64, device=None, dtype=None).fc1.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"dtype=torch\.int64 must be a floating"):
+        attnzoo.build("se", 64, dtype=torch.int64)
+    with pytest.raises(ValueError, match="device='gpu' cannot be used here"):
+        attnzoo.build("se", 64, device="gpu")
+    with pytest.raises(ValueError, match=r"c=1000000000000 must be below 2\*\*31"):
+        attnzoo.build("se", 10**12)
+    maker = functools.partial(attnzoo.build, "se", reduction=4)
+    assert maker(8, device="cpu", dtype=torch.float64).fc1.weight.shape == (2, 8)
+
+
+def test_names_are_sorted_and_filtered() -> None:
+    everything = attnzoo.names()
+    assert everything == sorted(everything)
+    assert "se" in attnzoo.names(layout="image", family="channel", text="SQUEEZE")
+    assert attnzoo.names(text="no such words anywhere") == []
+    for layout in ("image", "sequence"):
+        assert set(attnzoo.names(layout=layout)) <= set(everything)
+    with pytest.raises(ValueError, match=r"layout='images' must be one of .*did you mean 'image'"):
+        attnzoo.names(layout="images")  # type: ignore[arg-type]
+
+
+def test_filters_are_checked() -> None:
+    with pytest.raises(TypeError, match="text=3 must be a str"):
+        attnzoo.names(text=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layout=3 must be one of"):
+        attnzoo.names(layout=3)  # type: ignore[arg-type]
+
+
+def test_describe_is_a_typed_record() -> None:
+    record = attnzoo.describe("se")
+    assert isinstance(record, attnzoo.Description)
+    assert record.layout == "image"
+    assert record.defaults == {"reduction": 16, "bias": False}
+    assert record.params == record.macs == 2 * 64 * 4
+    assert "1709.01507" in record.paper
+    assert list(record.supported) == list(capabilities.CAPABILITIES)
+    json.dumps(record.defaults | record.example)
+
+
+def test_registering_a_block_of_ones_own(scratch: None) -> None:
+    cls = enter(limits={"compile": "it was never tried"})
+    assert cls is Twice
+    assert "twice" in attnzoo.names()
+    assert attnzoo.describe("twice").title == "Doubles its input"
+    assert attnzoo.describe("twice").supported["compile"] == "no: it was never tried"
+    assert attnzoo.describe("twice").supported["export"] == capabilities.NOT_TESTED
+    assert attnzoo.build("twice", 4)(torch.ones(1, 4, 2, 2)).sum() == 32
+    with pytest.raises(ValueError, match="a block named 'twice' is registered already"):
+        enter()
+
+
+def test_a_name_and_a_layout_are_enough(scratch: None) -> None:
+    attnzoo.register("bare", layout="image")(Twice)
+    record = attnzoo.describe("bare")
+    assert (record.family, record.example, record.params) == ("other", {"c": 64}, None)
+    assert attnzoo.verify("bare") == []
+    assert attnzoo.measure("bare", min_time=0.01).macs == 0
+
+
+def test_registration_refuses_what_cannot_work(scratch: None) -> None:
+    with pytest.raises(ValueError, match="lower-case"):
+        enter("Twice")
+    with pytest.raises(ValueError, match="the example of 'twice' does not fit"):
+        enter(example={"channels": 4})
+    with pytest.raises(ValueError, match="layout='img' must be one of"):
+        enter(layout="img")
+    with pytest.raises(ValueError, match="needs inputs="):
+        enter(layout="pair")
+    with pytest.raises(ValueError, match="limits='flying' must be one of"):
+        enter(limits={"flying": "no wings"})
+    for key in ("input_size", "upstream", "known_variants", "limits", "inputs"):
+        with pytest.raises(TypeError, match=f"{key}=3 must be"):
+            enter(**{key: 3})
+    with pytest.raises(TypeError, match=r"takes an nn\.Module class"):
+        attnzoo.register("f", layout="image", family="channel", example={})(len)  # type: ignore[arg-type]
+
+
+def test_many_threads_register_and_build(scratch: None) -> None:
+    errors: list[BaseException] = []
+    won: list[int] = []
+
+    def work(i: int) -> None:
+        try:
+            enter(f"mine_{i}")
+            attnzoo.build("se", 16)
+            attnzoo.names()
+            enter("contested")
+            won.append(i)
+        except ValueError as error:
+            if "registered already" not in str(error):
+                errors.append(error)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(won) == 1
+    assert sum(name.startswith("mine_") for name in attnzoo.names()) == 16

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import is_exporting
+
 
 def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
     """(B, C, H, W) to (B, C, rows, columns), as `adaptive_avg_pool2d`.
@@ -11,7 +13,7 @@ def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
     Exported, it is two matrix products: what the operator decomposes into for ONNX and other
     runtimes reads as many pixels a cell as the traced size had, and errs at larger ones unsaid.
     """
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return F.adaptive_avg_pool2d(x, (rows, columns))
     return _averages(x, rows, x.shape[2]) @ x @ _averages(x, columns, x.shape[3]).mT
 

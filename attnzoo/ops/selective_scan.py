@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import is_exporting
 from ..autograd import CustomGradient
 from .precision import autocast_disabled
 
@@ -57,7 +58,7 @@ def _plain(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _levels(steps: int) -> int:
-    if isinstance(steps, torch.SymInt) or torch.compiler.is_exporting():
+    if isinstance(steps, torch.SymInt) or is_exporting():
         steps = LONGEST
     levels = 1
     while steps >= BLOCK:

@@ -121,6 +121,29 @@ def decompose(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return operator.decompose(*args, **kwargs)
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given, whose signature the compiled one hides."""
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
+
+
+def out_arguments(operator: Any) -> frozenset[str]:
+    """Names of the arguments that an operator writes its results to, such as `out`."""
+    arguments = getattr(getattr(operator, "_schema", None), "arguments", ())
+    return frozenset(a.name for a in arguments if getattr(a, "is_out", a.name == "out"))
+
+
+def schema_name(operator: Any) -> str:
+    """`aten::relu` for `torch.ops.aten.relu.default`; a higher-order operator's own name."""
+    name: str = getattr(getattr(operator, "_schema", None), "name", str(operator))
+    return name
+
+
+def overload_packet(operator: Any) -> Any:
+    """`torch.ops.aten.relu` for `torch.ops.aten.relu.default`."""
+    return getattr(operator, "_overloadpacket", operator)
+
+
 def normalizes_batches(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm of any number of axes."""
     return isinstance(module, BATCH_NORMS)

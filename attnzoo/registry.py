@@ -46,18 +46,19 @@ DEFAULT_SIZE = InputSize()
 
 
 class Cost(NamedTuple):
-    """Closed forms: parameters, and multiply-adds of one sample's forward pass (1 MAC each).
+    """Parameters, and multiply-adds of one sample's forward pass.
 
     `macs` is what the authors' published arithmetic needs, without products that are masked out,
-    cut off or with padding; `macs_executed` is what the block runs, where that differs.
+    cut off or with padding, None where the block states no formula; `macs_executed` is what the
+    block runs, where that was counted.
     """
 
     params: int
-    macs: int
+    macs: int | None
     macs_executed: int | None = None
 
     @property
-    def executed(self) -> int:
+    def executed(self) -> int | None:
         """Multiply-adds that run."""
         return self.macs if self.macs_executed is None else self.macs_executed
 
@@ -114,20 +115,48 @@ class Entry:
         """The signature as a user writes it: `se(c, *, reduction=16, bias=False)`."""
         return signature.usage(self.name, self.cls)
 
-    def closed_form(self, size: InputSize | None = None, /, **config: Any) -> Cost | None:
-        """Parameters counted and multiply-adds by formula; None where the class states no formula.
+    def closed_form(self, size: InputSize | None = None, /, **config: Any) -> Cost:
+        """Parameters, counted, and multiply-adds of one sample by the class's formula.
 
-        The multiply-adds are those of one sample; the batch of the size has no part in them.
+        The batch of the size has no part in them; `macs` is None where the class has no formula.
         """
         size = size or self.input_size
         if self.cost is not None:
             return self.cost(size, **self.bind(**config))
+        block = self._on_meta(config)
+        return Cost(params=_parameters(block), macs=stated_macs(block, size))
+
+    def executed(self, size: InputSize | None = None, /, **config: Any) -> int:
+        """Multiply-adds that one sample's forward pass runs, counted without any numbers.
+
+        Raises `UncountedOperatorError` where the block calls an operator that nobody counts.
+        """
+        from .cost import counter  # not needed to build a block
+
+        block, bound = self._on_meta(config).eval(), self.bind(**config)
+        sample = (size or self.input_size)._replace(batch=1)
+        with torch.device("meta"), torch.no_grad():
+            inputs = self.inputs(_empty, sample, bound)
+            positional, keywords = signature.arguments(block, inputs)
+            return counter.count(lambda: block(*positional, **keywords)).macs
+
+    def _on_meta(self, config: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
-            block = self.cls(**self.bind(**config))
-        macs = getattr(block, "macs", None)
-        if not callable(macs):
-            return None
-        return Cost(params=sum(p.numel() for p in block.parameters()), macs=macs(size))
+            return self.cls(**self.bind(**config))
+
+
+def stated_macs(block: nn.Module, size: InputSize) -> int | None:
+    """Multiply-adds of one sample by the method `macs` of the block, None where it has none."""
+    formula = getattr(block, "macs", None)
+    return int(formula(size)) if callable(formula) else None
+
+
+def _parameters(block: nn.Module) -> int:
+    return sum(p.numel() for p in block.parameters())
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +177,9 @@ class Description:
     shapes: str
     differs: str
     cost: str
-    params: int | None  # closed forms at the example's config and extent
-    macs: int | None  # of the authors' arithmetic
-    macs_executed: int | None  # of the block's own
+    params: int  # at the example's config
+    macs: int | None  # of one sample of the example's size, by the authors' arithmetic
+    macs_executed: int | None  # those that run here; None where an operator cannot be counted
     supported: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -348,9 +377,9 @@ def describe(name: str) -> Description:
         ranges=signature.ranges(entry.cls),
         example=dict(entry.example),
         **{section.lower(): sections.get(section, "") for section in _SECTIONS},
-        params=cost.params if cost else None,
-        macs=cost.macs if cost else None,
-        macs_executed=cost.executed if cost else None,
+        params=cost.params,
+        macs=cost.macs,
+        macs_executed=cost.macs_executed,
         supported=capabilities.of(name, entry.limits),
     )
 

@@ -11,6 +11,8 @@ from torch import nn
 from ..cost import counter
 from ..registry import Entry, Inputs, InputSize, build, find
 from ..testing.inputs import leaves, make_inputs, randomize_parameters, tensors, to_channels_last
+from ..testing.work import saved_bytes
+from ..testing.work import work as counted
 from . import correct, cuda, passes, roofline, timing
 from .correct import WrongResultError as WrongResultError
 from .passes import Bound
@@ -91,10 +93,10 @@ def _made(
 def _costs(entry: Entry, config: dict[str, Any], extent: InputSize, bound: Bound) -> dict[str, Any]:
     """The row's counts, of a copy of the block on the meta device."""
     ghost = build(entry.name, **config, device="meta")
-    work = counter.work(ghost, make_inputs(entry, config, extent, device="meta"))
+    work = counted(ghost, make_inputs(entry, config, extent, device="meta"))
     published = entry.closed_form(extent, **config)
     with bound.passes.forward.ready() as step:
-        traffic = counter.traffic(bound.block, bound.inputs, step())
+        traffic = counter.traffic(bound.block.parameters(), bound.inputs, step())
     return {
         "params": sum(p.numel() for p in bound.block.parameters()),
         "macs": work.macs if published is None else published.macs,
@@ -123,7 +125,7 @@ def _works(
 
 def _memory(bound: Bound, settings: Settings) -> dict[str, Any]:
     with settings.precision():
-        saved = counter.saved_bytes(bound.run.train(), bound.inputs)
+        saved = saved_bytes(bound.run.train(), bound.inputs)
     with bound.allocating.ready() as step:
         peak = cuda.peak_bytes(step, settings.device) if settings.kind == "cuda" else None
     return {"memory_saved_bytes": saved, "memory_peak_bytes": peak}

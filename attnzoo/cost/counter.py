@@ -1,17 +1,14 @@
-"""Exact costs: parameters, multiply-adds, bytes that must move, bytes kept for backward."""
+"""Exact costs of a call: multiply-adds, bytes that must move, bytes kept for the backward pass."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..autograd import reference_forms
-from ..registry import Cost, Inputs
-from ..testing.inputs import call, evaluating, first, tensors
+from .. import _torch
+from ..validation.tensors import tensors
 from . import operators
 from .operators import Work
 
@@ -23,14 +20,21 @@ class Traffic(NamedTuple):
     training: int  # plus the gradients, of what can have one
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums up what every operator costs that is called within it."""
+class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[misc, valid-type]
+    """A context that counts what every operator costs that is called within it.
+
+    Args:
+        strict: whether an operator without a formula raises `UncountedOperatorError`. Otherwise
+            multiply-adds alone are counted, and `uncounted` collects the names of such operators.
+    """
 
     supports_higher_order_operators = True  # so that they come here, to be counted or refused
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, *, strict: bool = True) -> None:
+        super().__init__()
+        self.strict = strict
         self.work = Work()
+        self.uncounted: set[str] = set()
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -39,85 +43,79 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = operators.formula(operator)
         if formula is None:
             with self:  # under inference mode composite operators come whole
-                out = _parts(operator, args, kwargs)
-            if out is NotImplemented:
+                out = _torch.decompose(operator, args, kwargs)
+            if out is not NotImplemented:
+                return out
+            if self.strict:
                 raise operators.uncounted(operator)
-            return out
+            self.uncounted.add(operators.name_of(operator))
         out = operator(*args, **kwargs)
-        macs, elementwise = formula(*args, **kwargs, out=out)
-        self.work = Work(self.work.macs + macs, self.work.elementwise + elementwise)
+        if formula is not None and (self.strict or formula.products):
+            written = _torch.out_arguments(operator)
+            given = {key: value for key, value in kwargs.items() if key not in written}
+            macs, elementwise = formula.count(*args, **given, out=out)
+            self.work = Work(self.work.macs + macs, self.work.elementwise + elementwise)
         return out
 
 
-def _parts(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operator's result by the operators it is made of, or NotImplemented."""
-    if not isinstance(operator, torch._ops.OpOverload):
-        return NotImplemented
-    return operator.decompose(*args, **kwargs)
+def count(function: Callable[[], Any], *, strict: bool = True) -> Work:
+    """What a call computes: every operator that it runs, hand-written passes and all.
 
-
-def work(block: nn.Module, inputs: Inputs) -> Work:
-    """What one sample's forward pass computes, in eval mode and by the block's plain form.
-
-    The first sample of the inputs is run, so that work that is done once a call counts in full;
-    their first axis is the batch. Attention is taken apart into its products and its softmax.
+    Args:
+        function: called once, without arguments.
+        strict: as `WorkCounter` has it.
 
     Raises:
         UncountedOperatorError: an operator is called that nobody counts.
     """
-    counter, forms = _Counter(), sdpa_kernel(SDPBackend.MATH)
-    with evaluating(block), torch.no_grad(), reference_forms(), forms, mha_in_parts(), counter:
-        call(block, first(inputs))
+    counter = WorkCounter(strict=strict)
+    with mha_in_parts(), counter:
+        function()
     return counter.work
 
 
-def macs_executed(block: nn.Module, inputs: Inputs) -> int:
-    """Multiply-adds that one sample's forward pass runs here: convolutions, products, attention."""
-    return work(block, inputs).macs
-
-
-def macs(block: nn.Module, inputs: Inputs, form: Cost | None = None) -> int:
-    """Multiply-adds of one sample's forward pass by the authors' published arithmetic.
-
-    That is the closed form (`Entry.closed_form`); without one, what runs here.
-    """
-    return macs_executed(block, inputs) if form is None else form.macs
-
-
-def elementwise(block: nn.Module, inputs: Inputs) -> int:
-    """Elementwise and reduction operations of one sample's forward pass; see `operators`."""
-    return work(block, inputs).elementwise
-
-
-def traffic(block: nn.Module, inputs: Inputs, output: Any) -> Traffic:
-    """Input, output and parameter bytes; and with the gradients of what can have one.
+def traffic(parameters: Iterable[Tensor], inputs: Any, outputs: Any) -> Traffic:
+    """Bytes of parameters, inputs and outputs; and with the gradients of what can have one.
 
     Numbers that are not floating, such as dates and masks, and frozen parameters have none.
     """
-    parameters, moved = list(block.parameters()), list(tensors(inputs, output))
-    forward = sum(map(_bytes, parameters + moved))
-    learned = [p for p in parameters if p.requires_grad]
+    weights, moved = list(parameters), list(tensors(inputs, outputs))
+    forward = sum(map(_bytes, weights + moved))
+    learned = [p for p in weights if p.requires_grad]
     smooth = [t for t in moved if t.is_floating_point() or t.is_complex()]
     return Traffic(forward=forward, training=forward + sum(map(_bytes, learned + smooth)))
 
 
-def saved_bytes(block: nn.Module, inputs: Inputs) -> int:
-    """Bytes of distinct storages that autograd keeps between forward and backward.
+def saved_bytes(function: Callable[[], Any], outside: Iterable[Tensor] = ()) -> int:
+    """Bytes of distinct storages that autograd keeps between a call and its backward pass.
 
-    Parameters and inputs are not counted: they exist anyway.
+    Neither the tensors of `outside` nor the results of the call are counted, whether saved or not:
+    parameters, buffers and inputs exist anyway, and the output of one layer is the input of the
+    next.
     """
-    held = {_storage(t) for t in (*block.parameters(), *block.buffers(), *tensors(inputs))}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in held:
-            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = call(block, inputs)
-    del output
+        output = function()
+    for tensor in (*outside, *tensors(output)):
+        kept.pop(_storage(tensor), None)
     return sum(kept.values())
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it the module is in eval mode; afterwards each of its modules is in its own again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 @contextlib.contextmanager

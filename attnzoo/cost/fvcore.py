@@ -1,56 +1,75 @@
-"""A second count of the multiply-adds, by fvcore from a trace, with handles for what it misses.
+"""What fvcore counts, whose numbers papers quote, and where it differs from the exact count.
 
 fvcore passes over attention, `baddbmm` and products with vectors, estimates `einsum`, and counts
-norms, pooling and interpolation as if they were products. The harness's own count (`counter.work`)
-sees every operator at the dispatcher and refuses unknown ones; this one is there to check it.
+norms, pooling and interpolation as if they were products. Handles for these turn its count into an
+exact one, independent of `cost.counter`, so that the two check each other.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..autograd import reference_forms
-from ..registry import Inputs
-from ..testing.inputs import call, evaluating, first, tensors
+from ..validation.tensors import map_tensors, tensors
 
 
-def macs_traced(block: nn.Module, inputs: Inputs) -> Counter[str]:
-    """Multiply-adds of the first sample's forward pass in eval mode, by fvcore's operator names.
+class FvcoreCount(NamedTuple):
+    """fvcore's multiply-adds of a call, and what makes them differ from the exact number."""
 
-    On a real device: a trace on meta fails at convolutions.
+    macs: int  # `FlopCountAnalysis(module, inputs).total()`, which papers quote
+    missed: dict[str, int]  # multiply-adds that it passes over, by operator
+    surplus: dict[str, int]  # what it counts though no product is computed, by operator
+
+    @property
+    def exact(self) -> int:
+        """Multiply-adds with what is missed and without the surplus."""
+        return self.macs + sum(self.missed.values()) - sum(self.surplus.values())
+
+
+def fvcore_macs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> FvcoreCount:
+    """What fvcore counts of `module(*args, **kwargs)`, with the names of what it misses.
+
+    The module is traced twice, as it is: call `module.eval()` first, and give one sample. On a
+    real device: a trace on meta fails at convolutions.
+
+    Raises:
+        ModuleNotFoundError: fvcore is not installed.
     """
+    quoted = _by_operator(module, args, kwargs or {}, {})
+    exact = _by_operator(module, args, kwargs or {}, _HANDLES)
+    return FvcoreCount(sum(quoted.values()), dict(exact - quoted), dict(quoted - exact))
+
+
+def _by_operator(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], handles: Mapping[str, Any]
+) -> Counter[str]:
     from fvcore.nn import FlopCountAnalysis
 
-    sample = first(inputs)
-    with evaluating(block), warnings.catch_warnings(), reference_forms():
+    call = _TensorsOnly(module, args, dict(kwargs))
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every Python branch
-        analysis = FlopCountAnalysis(_Flat(block, sample), tuple(tensors(sample)))
-        analysis.set_op_handle(**_HANDLES)
+        analysis = FlopCountAnalysis(call, tuple(tensors(args, dict(kwargs))))
+        analysis.set_op_handle(**handles)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        counts: Counter[str] = analysis.by_operator()
-    return counts
+        return Counter({name: round(macs) for name, macs in analysis.by_operator().items()})
 
 
-class _Flat(nn.Module):
-    """The block as a function of tensors alone, which a trace needs."""
+class _TensorsOnly(nn.Module):
+    """A call of the module as a function of its tensors alone, which a trace needs."""
 
-    def __init__(self, block: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.block, self.like = block, inputs
+        self.module, self.nest = module, (args, kwargs)
 
-    def forward(self, *values: Any) -> Any:
-        left = iter(values)
-        return call(
-            self.block,
-            {
-                key: [next(left) for _ in like] if isinstance(like, list) else next(left)
-                for key, like in self.like.items()
-            },
-        )
+    def forward(self, *values: Tensor) -> Any:
+        remaining = iter(values)
+        args, kwargs = map_tensors(lambda _: next(remaining), self.nest)
+        return self.module(*args, **kwargs)
 
 
 def _shape(value: Any) -> list[int]:
@@ -69,7 +88,10 @@ def _added(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """Two operands: every index once."""
+    """Two operands: every index once.
+
+    Raises NotImplementedError for other forms, which fvcore's trace gives no sizes of.
+    """
     operands = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     if len(operands) != 2 or "..." in "".join(operands):

@@ -91,6 +91,12 @@ UNTAGGED = _names("""
     randint normal uniform native_dropout
 """)
 
+def _recurrent(x: Tensor, *weights: Any, **_: Any) -> int:
+    """Every matrix once a step: two a layer on the CPU, a list of all weights from cuDNN."""
+    matrices = weights[0] if isinstance(weights[0], (list, tuple)) else weights[:2]
+    return math.prod(x.shape[:-1]) * sum(w.numel() for w in matrices if w.ndim == 2)
+
+
 # Multiply-adds of products that torch's own counter passes over.
 PRODUCTS: Mapping[str, Callable[..., int]] = {
     "mv": lambda matrix, vector: int(matrix.numel()),
@@ -99,6 +105,8 @@ PRODUCTS: Mapping[str, Callable[..., int]] = {
     "vdot": lambda a, b: int(a.numel()),
     "addr": lambda total, a, b, **_: int(a.numel() * b.numel()),
     "addbmm": lambda total, a, b, **_: int(a.numel() * b.shape[2]),
+    "mkldnn_rnn_layer": _recurrent,
+    "_cudnn_rnn": _recurrent,
     "_addmm_activation": lambda bias, a, b, **_: int(a.numel() * b.shape[1]),
 }
 

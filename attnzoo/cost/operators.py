@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from .. import _torch
 from .operator_table import FREE, PRODUCTS, SEVERAL, UNTAGGED, largest
 
 
@@ -31,12 +32,20 @@ class UncountedOperatorError(RuntimeError):
     """An operator is neither known to be free of work nor counted."""
 
 
-Formula = Callable[..., Work]  # of the operator's own arguments, and its result as `out=`
-
-_registered: dict[str, Formula] = {}
+CountWork = Callable[..., Work]  # of the operator's own arguments, and its result as `out=`
 
 
-def register(name: str) -> Callable[[Formula], Formula]:
+class Formula(NamedTuple):
+    """What a call of one operator costs."""
+
+    count: CountWork
+    products: bool  # whether it may have multiply-adds
+
+
+_registered: dict[str, CountWork] = {}
+
+
+def register(name: str) -> Callable[[CountWork], CountWork]:
     """State what an operator costs that nobody counts, one of your own as a rule:
 
         @register("mylib::scan")
@@ -56,7 +65,7 @@ def register(name: str) -> Callable[[Formula], Formula]:
     if packet is not None and any(formula(getattr(packet, o)) for o in packet.overloads()):
         raise ValueError(f"name={name!r} must be an operator without a count; this one has one")
 
-    def add(count: Formula) -> Formula:
+    def add(count: CountWork) -> CountWork:
         _registered[name] = count
         return count
 
@@ -65,44 +74,45 @@ def register(name: str) -> Callable[[Formula], Formula]:
 
 def formula(operator: Any) -> Formula | None:
     """What a call of the operator costs, or None where nobody counts it."""
-    name = _name(operator)
+    name = name_of(operator)
     space, _, base = name.partition("::")
-    packet = getattr(operator, "_overloadpacket", operator)
+    packet = _torch.overload_packet(operator)
     if name in _registered:
-        return _registered[name]
+        return Formula(_registered[name], products=True)
     if packet in flop_registry:
-        return _by_torch(flop_registry[packet], attention="attention" in name)
-    if space not in _OURS:
+        return Formula(_by_torch(flop_registry[packet], attention="attention" in name), True)
+    if base in PRODUCTS and space in _OURS:
+        return Formula(lambda *args, out, **kw: Work(macs=PRODUCTS[base](*args, **kw)), True)
+    elementwise = _elementwise(operator, space, base) if space in _OURS else None
+    if elementwise is None:
         return None
+    return Formula(lambda *args, out, **kw: Work(elementwise=elementwise(out, *args, **kw)), False)
+
+
+def _elementwise(operator: Any, space: str, base: str) -> Callable[..., int] | None:
+    """Operations of one of torch's operators without products."""
     if operator.is_view or torch.Tag.inplace_view in operator.tags or base in FREE:
-        return lambda *args, out, **kwargs: Work()
-    if base in PRODUCTS:
-        return lambda *args, out, **kwargs: Work(macs=PRODUCTS[base](*args, **kwargs))
+        return lambda out, *args, **kwargs: 0
     if base in SEVERAL:
-        return lambda *args, out, **kwargs: Work(elementwise=SEVERAL[base](out, *args, **kwargs))
-    if base in UNTAGGED or _tagged(operator, space, base):
-        return lambda *args, out, **kwargs: Work(elementwise=largest(out))
-    return None
+        return SEVERAL[base]
+    return largest if base in UNTAGGED or _tagged(operator, space, base) else None
 
 
 def uncounted(operator: Any) -> UncountedOperatorError:
     """The error for an operator without a formula."""
     return UncountedOperatorError(
         f"operator {operator} is neither known to be free of work nor counted; state its cost with "
-        f"attnzoo.bench.operators.register({_name(operator)!r})"
+        f"attnzoo.cost.operators.register({name_of(operator)!r})"
     )
 
 
-def _name(operator: Any) -> str:
+def name_of(operator: Any) -> str:
     """`aten::relu` for `aten.relu.default`, `aten.relu_.default` and `aten.relu.out`."""
-    schema = getattr(operator, "_schema", None)
-    if schema is None:
-        return str(operator)  # a higher-order operator
-    name: str = schema.name
+    name = _torch.schema_name(operator)
     return name.removesuffix("_") if name.startswith("aten::") else name
 
 
-def _by_torch(flops: Callable[..., int], *, attention: bool) -> Formula:
+def _by_torch(flops: Callable[..., int], *, attention: bool) -> CountWork:
     """Torch's formula; attention in one operator also scales its scores and takes a softmax."""
 
     def count(*args: Any, out: Any, **kwargs: Any) -> Work:

@@ -1,14 +1,15 @@
 """What is run: a block, its example inputs and the call that joins them."""
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..registry import Entry, Inputs, InputSize
+from ..validation.signature import arguments as arguments
+from ..validation.tensors import first_sample as first_sample
+from ..validation.tensors import map_tensors as map_tensors
+from ..validation.tensors import tensors as tensors
 
 
 def make_inputs(
@@ -30,18 +31,6 @@ def make_inputs(
 
     with torch.device(device):
         return entry.inputs(random, extent, entry.bind(**config))
-
-
-def arguments(block: nn.Module, inputs: Inputs) -> tuple[list[Any], dict[str, Any]]:
-    """The inputs as arguments of the block's forward; its keyword-only ones go by keyword."""
-    forward = getattr(block, "_orig_mod", block).forward  # a compiled module hides its signature
-    parameters = inspect.signature(forward).parameters
-    keywords = {
-        name: value
-        for name, value in inputs.items()
-        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    return [value for name, value in inputs.items() if name not in keywords], keywords
 
 
 def call(block: nn.Module, inputs: Inputs) -> Any:
@@ -69,43 +58,11 @@ def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
             f"channels_last=True needs images (B, C, H, W) alone; {entry.name} takes "
             f"{' + '.join(str(tuple(t.shape)) for t in tensors(inputs))}: leave it out"
         )
-    block.to(memory_format=torch.channels_last)
-    return _each(inputs, lambda t: t.contiguous(memory_format=torch.channels_last))
-
-
-@contextlib.contextmanager
-def evaluating(block: nn.Module) -> Iterator[None]:
-    """Within it the block is in eval mode; afterwards each of its modules is in its own again."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def first(inputs: Inputs) -> Inputs:
-    """The first sample of every input; all have the batch first, but for single numbers."""
-
-    def sample(tensor: Tensor) -> Tensor:
-        return tensor[:1] if tensor.ndim else tensor
-
-    return {
-        key: [sample(t) for t in value] if isinstance(value, list) else sample(value)
-        for key, value in inputs.items()
-    }
-
-
-def tensors(*values: Any) -> Iterator[Tensor]:
-    """All tensors of nested lists, tuples and dicts."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from tensors(*value.values())
-        elif isinstance(value, (list, tuple)):
-            yield from tensors(*value)
+    channels_last = torch.channels_last
+    block.to(memory_format=channels_last)
+    return cast(
+        Inputs, map_tensors(lambda t: t.contiguous(memory_format=channels_last), inputs)
+    )
 
 
 def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None = None) -> Inputs:
@@ -116,11 +73,4 @@ def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None 
         copy = tensor.detach().clone().to(device=device, dtype=kind)
         return copy.requires_grad_(copy.is_floating_point())
 
-    return _each(inputs, leaf)
-
-
-def _each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    return {
-        key: [change(t) for t in value] if isinstance(value, list) else change(value)
-        for key, value in inputs.items()
-    }
+    return cast(Inputs, map_tensors(leaf, inputs))

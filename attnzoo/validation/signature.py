@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from .. import _torch
 from . import messages, types
 
 MAX_PARAMETERS = 2**31  # no attention block is near it, and torch may die on allocating more
@@ -55,6 +56,17 @@ def ranges(cls: type[nn.Module]) -> dict[str, str]:
     hints = get_type_hints(cls.__init__, include_extras=True)
     words = {key: types.limits(hints[key]) for key in inspect.signature(cls).parameters}
     return {key: text for key, text in words.items() if text}
+
+
+def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Inputs by name as arguments of the module's forward; its keyword-only ones by keyword."""
+    parameters = inspect.signature(_torch.uncompiled(module).forward).parameters
+    keywords = {
+        name: value
+        for name, value in inputs.items()
+        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return [value for name, value in inputs.items() if name not in keywords], keywords
 
 
 def enforce_signature(name: str, cls: type[nn.Module]) -> None:

@@ -1,5 +1,6 @@
 """The flat catalogue: how a block is registered, found, described and built."""
 
+import functools
 import inspect
 import re
 import threading
@@ -54,11 +55,11 @@ class Cost(NamedTuple):
     """
 
     params: int
-    macs: int | None
+    macs: int  # transitional type: None where the class has no formula
     macs_executed: int | None = None
 
     @property
-    def executed(self) -> int | None:
+    def executed(self) -> int:
         """Multiply-adds that run."""
         return self.macs if self.macs_executed is None else self.macs_executed
 
@@ -99,6 +100,11 @@ class Entry:
     limits: Mapping[str, str]
 
     @property
+    def title(self) -> str:
+        """The first line of the docstring."""
+        return _title(self.cls)
+
+    @property
     def signature(self) -> inspect.Signature:
         """The constructor's signature, without `self`."""
         return inspect.signature(self.cls)
@@ -124,7 +130,7 @@ class Entry:
         if self.cost is not None:
             return self.cost(size, **self.bind(**config))
         block = self._on_meta(config)
-        return Cost(params=_parameters(block), macs=stated_macs(block, size))
+        return Cost(_parameters(block), stated_macs(block, size))  # type: ignore[arg-type]
 
     def executed(self, size: InputSize | None = None, /, **config: Any) -> int:
         """Multiply-adds that one sample's forward pass runs, counted without any numbers.
@@ -179,13 +185,22 @@ class Description:
     cost: str
     params: int  # at the example's config
     macs: int | None  # of one sample of the example's size, by the authors' arithmetic
-    macs_executed: int | None  # those that run here; None where an operator cannot be counted
     supported: dict[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
         """The default layout."""
         return self.layouts[0]
+
+    @functools.cached_property
+    def macs_executed(self) -> int | None:
+        """Multiply-adds that run here; None where the block calls an operator nobody counts."""
+        from .cost.operators import UncountedOperatorError
+
+        try:
+            return find(self.name).executed(None, **self.example)
+        except UncountedOperatorError:
+            return None
 
 
 class UnknownBlockError(ValueError, KeyError):
@@ -379,7 +394,6 @@ def describe(name: str) -> Description:
         **{section.lower(): sections.get(section, "") for section in _SECTIONS},
         params=cost.params,
         macs=cost.macs,
-        macs_executed=cost.macs_executed,
         supported=capabilities.of(name, entry.limits),
     )
 

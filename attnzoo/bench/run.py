@@ -99,7 +99,7 @@ def _costs(entry: Entry, config: dict[str, Any], extent: InputSize, bound: Bound
         traffic = counter.traffic(bound.block.parameters(), bound.inputs, step())
     return {
         "params": sum(p.numel() for p in bound.block.parameters()),
-        "macs": work.macs if published is None else published.macs,
+        "macs": work.macs if published.macs is None else published.macs,
         "macs_executed": work.macs,
         "elementwise": work.elementwise,
         "bytes_forward": traffic.forward,

@@ -19,9 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(options: argparse.Namespace) -> int:
     """Print the blocks; returns the exit status."""
     found = registry.names(layout=options.layout, family=options.family, text=options.text)
-    rows = [
-        (r.name, ", ".join(r.layouts), r.family, r.title) for r in map(registry.describe, found)
-    ]
+    rows = [(e.name, ", ".join(e.layouts), e.family, e.title) for e in map(registry.find, found)]
     for line in columns([("name", "layout", "family", "what"), *rows]):
         print(line)
     print(f"{len(found)} block{'s' * (len(found) != 1)}; attnzoo show NAME tells more")

@@ -24,11 +24,17 @@ def run(options: argparse.Namespace) -> int:
     print(f"Layout: {', '.join(record.layouts)}; family: {record.family}")
     config = "".join(f", {key}={value!r}" for key, value in record.example.items())
     print(f'Example: attnzoo.build("{record.name}"{config})')
-    if record.params is not None:
-        print(f"    {record.params:,} parameters, {record.macs:,} multiply-adds a sample")
-        if record.macs_executed != record.macs:
-            print(f"    {record.macs_executed:,} multiply-adds as computed here")
+    print(f"    {record.params:,} parameters{_macs(record)}")
     print("Supported:")
     for line in columns([(f"    {key}", value) for key, value in record.supported.items()]):
         print(line)
     return 0
+
+
+def _macs(record: registry.Description) -> str:
+    stated, executed = record.macs, record.macs_executed
+    if stated is None:
+        return "" if executed is None else f", {executed:,} multiply-adds a sample"
+    differs = executed is not None and executed != stated
+    here = f"\n    {executed:,} multiply-adds as computed here" if differs else ""
+    return f", {stated:,} multiply-adds a sample{here}"

@@ -20,7 +20,7 @@ class Traffic(NamedTuple):
     training: int  # plus the gradients, of what can have one
 
 
-class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[misc, valid-type]
+class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts what every operator costs that is called within it.
 
     Args:
@@ -31,7 +31,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[misc, valid-type]
     supports_higher_order_operators = True  # so that they come here, to be counted or refused
 
     def __init__(self, *, strict: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.strict = strict
         self.work = Work()
         self.uncounted: set[str] = set()
@@ -53,7 +53,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[misc, valid-type]
         if formula is not None and (self.strict or formula.products):
             written = _torch.out_arguments(operator)
             given = {key: value for key, value in kwargs.items() if key not in written}
-            macs, elementwise = formula.count(*args, **given, out=out)
+            macs, elementwise = formula.work(*args, **given, out=out)
             self.work = Work(self.work.macs + macs, self.work.elementwise + elementwise)
         return out
 

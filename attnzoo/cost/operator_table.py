@@ -91,10 +91,11 @@ UNTAGGED = _names("""
     randint normal uniform native_dropout
 """)
 
+
 def _recurrent(x: Tensor, *weights: Any, **_: Any) -> int:
     """Every matrix once a step: two a layer on the CPU, a list of all weights from cuDNN."""
     matrices = weights[0] if isinstance(weights[0], (list, tuple)) else weights[:2]
-    return math.prod(x.shape[:-1]) * sum(w.numel() for w in matrices if w.ndim == 2)
+    return math.prod(x.shape[:-1]) * sum(int(w.numel()) for w in matrices if w.ndim == 2)
 
 
 # Multiply-adds of products that torch's own counter passes over.

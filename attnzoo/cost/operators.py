@@ -38,7 +38,7 @@ CountWork = Callable[..., Work]  # of the operator's own arguments, and its resu
 class Formula(NamedTuple):
     """What a call of one operator costs."""
 
-    count: CountWork
+    work: CountWork
     products: bool  # whether it may have multiply-adds
 
 

@@ -60,9 +60,7 @@ def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
         )
     channels_last = torch.channels_last
     block.to(memory_format=channels_last)
-    return cast(
-        Inputs, map_tensors(lambda t: t.contiguous(memory_format=channels_last), inputs)
-    )
+    return cast(Inputs, map_tensors(lambda t: t.contiguous(memory_format=channels_last), inputs))
 
 
 def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None = None) -> Inputs:

@@ -1,9 +1,8 @@
 """What one sample of a block's input costs: the counters of `attnzoo.cost`, put to a block."""
 
+import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-import torch
 
 from ..autograd import reference_forms
 from ..cost import counter

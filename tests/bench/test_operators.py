@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from attnzoo.bench import run
 from attnzoo.cost import counter, operators
 from attnzoo.registry import find
+from attnzoo.testing.work import work
 
 
 class Function(nn.Module):
@@ -25,7 +26,7 @@ class Function(nn.Module):
 
 def work_of(function: Any, *shapes: tuple[int, ...]) -> operators.Work:
     inputs = {f"x{i}": torch.empty(shape, device="meta") for i, shape in enumerate(shapes)}
-    return counter.work(Function(function), inputs)
+    return work(Function(function), inputs)
 
 
 @torch.library.custom_op("attnzoo_tests::doubled", mutates_args=())
@@ -48,13 +49,27 @@ def test_an_operator_nobody_counts_is_an_error() -> None:
         work_of(nn.Bilinear(5, 4, 3, device="meta"), (2, 5), (2, 4))
 
 
+def test_a_network_of_strangers_is_counted_as_far_as_it_is_known() -> None:
+    x = torch.ones(2, 3)
+    with counter.WorkCounter(strict=False) as found:
+        doubled(x) @ x.mT
+        torch.ops.higher_order.cond(torch.ones(()) > 0, lambda y: (2 * y,), lambda y: (y,), (x,))
+    assert found.work == (2 * 3 * 2, 0)
+    assert found.uncounted == {"attnzoo_tests::doubled", "cond"}
+    rnn = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True).eval()
+    with torch.no_grad():
+        assert counter.count(lambda: rnn(torch.ones(3, 5, 8)), strict=False).macs == (
+            3 * 5 * 2 * 4 * 6 * (8 + 6 + 12 + 6)
+        )
+
+
 def test_higher_order_operators_are_not_passed_over() -> None:
     def conditional(x: Tensor) -> Any:
         branches = (lambda y: (y @ y,), lambda y: (y,))
         return torch.ops.higher_order.cond(torch.ones(()) > 0, *branches, (x[0],))
 
     with pytest.raises(operators.UncountedOperatorError, match="cond"):
-        counter.work(Function(conditional), {"x": torch.ones(1, 3, 3)})
+        work(Function(conditional), {"x": torch.ones(1, 3, 3)})
 
 
 def test_an_uncounted_operator_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +145,7 @@ def test_attention_in_one_operator_counts_as_much() -> None:
     fused = operators.formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
     assert fused is not None
     scores = 2 * 3 * 5 * 5
-    assert fused(q, q, v, out=(v, None)) == (scores * (4 + 8), 6 * scores)
+    assert fused.work(q, q, v, out=(v, None)) == (scores * (4 + 8), 6 * scores)
 
 
 def test_inference_mode_hides_nothing() -> None:

@@ -204,9 +204,9 @@ def test_refuses(config: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_closed_forms_hold_for_every_variant(config: dict[str, Any]) -> None:
-    from attnzoo.cost import counter
     from attnzoo.registry import find
     from attnzoo.testing.inputs import make_inputs
+    from attnzoo.testing.work import work
 
     entry, settings = find("agent"), {"c": 8, "heads": 2, "agents": 9, **config}
     block = attnzoo.build("agent", **settings)
@@ -215,7 +215,7 @@ def test_closed_forms_hold_for_every_variant(config: dict[str, Any]) -> None:
         inputs = make_inputs(entry, settings, extent)
         assert form is not None
         assert form.params == sum(p.numel() for p in block.parameters())
-        assert form.executed == counter.macs_executed(block, inputs)
+        assert form.executed == work(block, inputs).macs
 
 
 @pytest.mark.slow

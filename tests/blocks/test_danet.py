@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
-from attnzoo.cost import counter
 from attnzoo.registry import find
 from attnzoo.testing.inputs import make_inputs
+from attnzoo.testing.work import work
 
 from contract import ODD, made, step
 from tolerances import assert_close
@@ -63,9 +63,7 @@ def test_head_costs_what_its_closed_form_says() -> None:
     form = entry.closed_form(ODD, **HEAD)
     assert form is not None
     assert form.params == sum(p.numel() for p in block.parameters())
-    assert form.executed == counter.macs_executed(
-        block, make_inputs(entry, HEAD, ODD, device="meta")
-    )
+    assert form.executed == work(block, make_inputs(entry, HEAD, ODD, device="meta")).macs
 
 
 @pytest.mark.parametrize("size", [24, 32])

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.registry import find
+from attnzoo.testing.work import work
 
 from contract import made, randomize_parameters, step
 from tolerances import assert_close
@@ -55,7 +56,7 @@ def test_closed_forms(config: dict) -> None:
     _, block, inputs = made("m_gtu", c=6, **config)
     form = find("m_gtu").closed_form(c=6, **config)
     assert form.params == sum(p.numel() for p in block.parameters())
-    assert form.executed == attnzoo.bench.counter.macs_executed(block, inputs)
+    assert form.executed == work(block, inputs).macs
 
 
 def test_parameters_are_those_of_the_authors() -> None:
@@ -73,7 +74,7 @@ def test_one_unit_alone(kernel: int, stride: int, steps: int) -> None:
     extent = attnzoo.InputSize(batch=2, steps=steps)
     form = entry.closed_form(extent, **config)
     assert form.params == sum(p.numel() for p in block.parameters())
-    assert form.executed == attnzoo.bench.counter.macs_executed(block, {"x": x[:, 0]})
+    assert form.executed == work(block, {"x": x[:, 0]}).macs
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.autograd import reference_forms
-from attnzoo.cost import counter
+from attnzoo.testing.work import saved_bytes
 
 from contract import assert_steps_equal, made, step
 from test_cbam import authors_gate
@@ -91,7 +91,7 @@ def test_the_input_is_neither_copied_nor_kept_again() -> None:
     with Copies(x.numel()) as copies:
         block(x).backward(torch.ones_like(x))
     assert not copies.found
-    assert counter.saved_bytes(block, inputs) < 0.8 * x.nbytes  # the maps alone
+    assert saved_bytes(block, inputs) < 0.8 * x.nbytes  # the maps alone
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

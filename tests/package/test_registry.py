@@ -141,7 +141,7 @@ def test_registering_a_block_of_ones_own(scratch: None) -> None:
 def test_a_name_and_a_layout_are_enough(scratch: None) -> None:
     attnzoo.register("bare", layout="image")(Twice)
     record = attnzoo.describe("bare")
-    assert (record.family, record.example, record.params) == ("other", {"c": 64}, None)
+    assert (record.family, record.example, record.params) == ("other", {"c": 64}, 0)
     assert attnzoo.verify("bare") == []
     assert attnzoo.measure("bare", min_time=0.01).macs == 0
 

@@ -48,7 +48,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "checkpoint": "activation checkpointing of either kind changes no gradient",
     },
     "Inputs": {
-        "batch": "batches of 1 and 0 give outputs, and gradients of every parameter",
+        "batch": "batches of 1 and 0 give outputs, and gradients of every parameter; the empty one "
+        "in eval mode alone where the block has BatchNorm",
         "sizes": "1x1, 1xN, Nx1, odd, smaller and larger than built for",
         "strides": "non-contiguous and expanded inputs give the same, gradients too",
         "channels_last": "the output of a channels_last image is channels_last",
@@ -71,7 +72,7 @@ def recorded() -> dict[str, dict[str, str]]:
 
 
 def of(name: str, limits: Mapping[str, str]) -> dict[str, str]:
-    """One block's cell of every capability: "yes", a value, "no: ..." or "n/a: ..."."""
+    """One block's cells: "yes", a value, or "no", "refused", "n/a" with the reason."""
     cells = recorded().get(name, {})
     return {
         capability: f"no: {limits[capability]}"

@@ -325,7 +325,8 @@ def _add(entry: Entry) -> None:
         entry.bind(**entry.example)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the example of {name!r} does not fit its class: {error}") from error
-    taken = _catalogue()
+    own = entry.cls.__module__.startswith(f"{__package__}.")
+    taken = _blocks if own else _catalogue()
     with _lock:
         if name in taken:
             raise ValueError(f"a block named {name!r} is registered already ({taken[name].cls})")
@@ -434,7 +435,8 @@ def build(
 
 def _catalogue() -> dict[str, Entry]:
     """All entries; the package's own blocks enter the first time anyone asks."""
-    import_module(".blocks", __package__)
+    for room in (".blocks", ".networks"):
+        import_module(room, __package__)
     return _blocks
 
 

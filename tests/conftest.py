@@ -1,6 +1,10 @@
-"""One seed for every test, two threads, the capability matrix, and blocks of the user's own."""
+"""One seed for every test, the capability matrix, and blocks of the user's own.
+
+Two threads of torch's, or one for each worker of pytest-xdist.
+"""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from matrix import Cell, Matrix
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
@@ -42,7 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_block: run once for each registered block, as `name`")
     config.addinivalue_line("markers", "capability(name): the outcome is a cell of the matrix")
-    config.pluginmanager.register(Matrix(config.getoption("write_capabilities")), "matrix")
+    worker = hasattr(config, "workerinput")
+    matrix = Matrix(config.getoption("write_capabilities"), worker)
+    config.pluginmanager.register(matrix, "matrix")
     for name in config.getoption("--blocks"):
         path = Path(name).resolve()
         if path.suffix == ".py":

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from attnzoo.registry import find
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "capabilities.md"
 REMEDY = "Where a change is meant, record it: pytest -m '' --write-capabilities FILES"
+NOT_GREEN = ("no: ", "n/a: ", "refused: ")
 Key = tuple[str, str]  # block, capability
 Cells = dict[str, dict[str, str]]
 
@@ -35,10 +37,10 @@ class Cell:
         self._node.user_properties.append(("cell", text))
 
     def refused(self, error: Exception) -> None:
-        """The block cannot, and said so: the cell is the error's words."""
+        """The block refuses it: the cell is the error's message."""
         assert isinstance(error, (ValueError, TypeError)), error
         assert len(str(error)) > 20, error
-        self.value(f"no: {error}")
+        self.value(f"refused: {error}")
 
     def not_applicable(self, why: str) -> None:
         """The question makes no sense for this block."""
@@ -46,15 +48,18 @@ class Cell:
 
 
 class Matrix:
-    """The plugin: the cells of one session, from the collected tests and their reports."""
+    """The plugin: the cells of one session, from the collected tests and their reports.
 
-    def __init__(self, write: bool) -> None:
-        self.write = write
+    With pytest-xdist the workers collect and the controller gets their reports, so that a test's
+    key travels in its report and a worker's list of tests in its output.
+    """
+
+    def __init__(self, write: bool, worker: bool = False) -> None:
+        self.write, self.worker = write, worker
         self.tests: dict[Key, set[str]] = defaultdict(set)
         self.passed: dict[Key, set[str]] = defaultdict(set)
         self.said: dict[Key, set[str]] = defaultdict(set)
         self.failed: set[Key] = set()
-        self.keys: dict[str, Key] = {}
         self.problems: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)  # the half of the suite that is not run counts too
@@ -64,15 +69,16 @@ class Matrix:
             if key is None:
                 continue
             self.tests[key].add(item.nodeid)
-            self.keys[item.nodeid] = key
+            item.user_properties.append(("cell_key", key))
             limit = find(key[0]).limits.get(key[1])
             if limit is not None:
                 item.add_marker(pytest.mark.xfail(reason=f"{key[0]}: {limit}", strict=True))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        key = self.keys.get(report.nodeid)
-        if key is None:
+        found = [tuple(text) for label, text in report.user_properties if label == "cell_key"]
+        if not found or self.worker:
             return
+        key = found[0]
         limited = hasattr(report, "wasxfail")
         if report.failed or (report.skipped and not limited):
             self.failed.add(key)
@@ -83,7 +89,16 @@ class Matrix:
             said = [str(text) for label, text in report.user_properties if label == "cell"]
             self.said[key].update([f"no: {find(key[0]).limits[key[1]]}"] if limited else said)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        for block, capability, tests in getattr(node, "workeroutput", {}).get("cells", []):
+            self.tests[block, capability].update(tests)
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.worker:
+            cells = [(*key, sorted(tests)) for key, tests in self.tests.items()]
+            session.config.workeroutput["cells"] = cells  # type: ignore[attr-defined]
+            return
         if self.write:
             self.record()
         self.problems += self.differences()
@@ -154,7 +169,7 @@ def ours(block: str) -> bool:
 def document(cells: Cells) -> str:
     """docs/capabilities.md."""
     everything = [text for row in cells.values() for text in row.values()]
-    green = sum(not text.startswith(("no: ", "n/a: ")) for text in everything)
+    green = sum(not text.startswith(NOT_GREEN) for text in everything)
     parts = [
         "# What works\n",
         "Written by the test run (`pytest -m '' --write-capabilities`), never by hand; every run "
@@ -171,7 +186,7 @@ def document(cells: Cells) -> str:
         f"- `{block}`, {capability}: {text}\n"
         for block, row in cells.items()
         for capability, text in row.items()
-        if text.startswith(("no: ", "n/a: "))
+        if text.startswith(NOT_GREEN)
     ]
     return "\n".join([*parts, "## What does not, and why\n", "".join(notes) or "Nothing.\n"])
 

@@ -31,7 +31,7 @@ def test_a_stated_limit_is_the_recorded_one() -> None:
 
 
 def ran(matrix: Matrix, test: str, outcome: str = "passed", said: str | None = None) -> None:
-    said_so = [("cell", said)] if said else []
+    said_so = [("cell_key", ("se", "compile")), *([("cell", said)] if said else [])]
     matrix.pytest_runtest_logreport(
         pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", user_properties=said_so)  # type: ignore[arg-type]
     )
@@ -42,7 +42,6 @@ def matrix() -> Matrix:
     """A session that collected two tests of one cell."""
     session = Matrix(write=False)
     for test in ("a", "b"):
-        session.keys[test] = ("se", "compile")
         session.tests["se", "compile"].add(test)
     return session
 

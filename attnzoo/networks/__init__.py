@@ -1,0 +1,1 @@
+"""Whole networks, built from blocks of the catalogue; importing a file registers its network."""

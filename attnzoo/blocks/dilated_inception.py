@@ -30,72 +30,14 @@ from torch.nn import functional as F
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
 from ..ops.time_conv import time_conv
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check, messages
+from ..validation.types import Count, Counts, Width
 
 # Products with padding zeros, per step, up to which one convolution beat one a branch.
 _WASTE = 65_536
-# What lies beside a gated pair in MTGNN's network (of one layer; of several, pick the layer's own
-# keys) and in a layer of PyTorch Geometric Temporal's.
-_GTNET = dict.fromkeys(
-    [
-        "start_conv",
-        "residual_convs",
-        "skip_convs",
-        "gconv1",
-        "gconv2",
-        "norm",
-        "skip0",
-        "skipE",
-        "end_conv_1",
-        "end_conv_2",
-        "gc",
-    ]
-)
-_TEMPORAL = dict.fromkeys(
-    ["_residual_conv", "_skip_conv", "_normalization", "_mixprop_conv1", "_mixprop_conv2"]
-)
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    c_out: int | None,
-    kernels: tuple[int, ...],
-    dilation: int,
-    gated: bool,
-    padding: str,
-) -> Cost:
-    c_out = c_out or c
-    width = c_out // len(kernels)
-    steps = at.steps - (max(kernels) - 1) * dilation * (padding == "valid")
-    taps = max(kernels) * len(kernels) if _as_one(c, width, kernels) else sum(kernels)
-    return Cost(
-        params=(1 + gated) * (sum(kernels) * c * width + c_out),
-        macs=(1 + gated) * steps * c * width * sum(kernels),
-        macs_executed=(1 + gated) * steps * c * width * taps,
-    )
-
-
-@register(
-    "dilated_inception",
-    layout="sequence",
-    family="temporal",
-    example={"c": 32},
-    cost=cost,
-    upstream=(
-        *(
-            {f"filter_convs.{i}": "filter_conv", f"gate_convs.{i}": "gate_conv", **_GTNET}
-            for i in range(5)
-        ),
-        {"_time_conv": "tconv"},
-        {
-            "_filter_conv._time_conv": "filter_conv.tconv",
-            "_gate_conv._time_conv": "gate_conv.tconv",
-            **_TEMPORAL,
-        },
-    ),
-)
 class DilatedInception(nn.Module):
     """Dilated inception on (..., T, C).
 
@@ -114,20 +56,17 @@ class DilatedInception(nn.Module):
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        c_out: int | None = None,
-        kernels: tuple[int, ...] = (2, 3, 6, 7),
-        dilation: int = 1,
+        c_out: Width | None = None,
+        kernels: Counts = (2, 3, 6, 7),
+        dilation: Count = 1,
         gated: bool = False,
         padding: Literal["causal", "valid"] = "causal",
     ) -> None:
         super().__init__()
-        check.choice("padding", padding, ("causal", "valid"))
-        check.sizes(kernels=kernels)
         self.c, self.c_out = c, c if c_out is None else c_out
-        check.positive(c=c, c_out=self.c_out, dilation=dilation)
-        self.kernels, self.dilation = tuple(kernels), dilation
+        self.kernels, self.dilation = kernels, dilation
         self.gated, self.padding = gated, padding
         width = self._width()
         self.as_one = _as_one(c, width, self.kernels)
@@ -144,22 +83,16 @@ class DilatedInception(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         convs = [m for m in self.modules() if isinstance(m, nn.Conv1d)]  # filter before gate
         check.sequence(x, self.c, convs[0].weight)
-        h = fold(x)  # N T C
-        dilation = self.dilation
+        self._check_steps(x)
+        h, dilation = fold(x), self.dilation  # N T C
         if self.padding == "causal":
             if not torch.compiler.is_compiling():  # taps further back than all of T see zeros alike
                 dilation = min(dilation, x.shape[-2])
             h = F.pad(h, (0, 0, (max(self.kernels) - 1) * dilation, 0))
-        elif x.shape[-2] <= self.reach:
-            raise ValueError(
-                f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
-                f"kernels={messages.shown(self.kernels)} and dilation={self.dilation} it needs "
-                f"at least {self.reach + 1}: take a longer series or padding='causal'"
-            )
-        u = (self._one if self.as_one else self._apart)(h, convs, dilation)
+        u = (self._joined if self.as_one else self._apart)(h, convs, dilation)
         return unfold(gated_tanh(u) if self.gated else u, like=x)
 
-    def _one(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
+    def _joined(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
         """All branches as one convolution: shorter kernels begin with zeros."""
         widest = max(self.kernels)
         weight = torch.cat([F.pad(m.weight, (widest - m.kernel_size[0], 0)) for m in convs])
@@ -168,19 +101,12 @@ class DilatedInception(nn.Module):
 
     def _apart(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
         """One convolution a branch, each from the first step that it needs on."""
-        widest = max(self.kernels)
-        return torch.cat(
-            [
-                time_conv(
-                    h[:, (widest - m.kernel_size[0]) * dilation :],
-                    m.weight,
-                    m.bias,
-                    dilation=dilation,
-                )
-                for m in convs
-            ],
-            dim=-1,
-        )
+        starts = [(max(self.kernels) - m.kernel_size[0]) * dilation for m in convs]
+        branches = [
+            time_conv(h[:, start:], m.weight, m.bias, dilation=dilation)
+            for start, m in zip(starts, convs, strict=True)
+        ]
+        return torch.cat(branches, dim=-1)
 
     @property
     def reach(self) -> int:
@@ -200,6 +126,18 @@ class DilatedInception(nn.Module):
             )
         return self.c_out // count
 
+    def _check_steps(self, x: Tensor) -> None:
+        if self.padding == "valid" and x.shape[-2] <= self.reach:
+            raise ValueError(
+                f"x has {x.shape[-2]} steps (shape {tuple(x.shape)}); with padding='valid', "
+                f"kernels={messages.shown(self.kernels)} and dilation={self.dilation} it needs "
+                f"at least {self.reach + 1}: take a longer series or padding='causal'"
+            )
+
+    def macs(self, size: InputSize) -> int:
+        steps = size.steps - (self.reach if self.padding == "valid" else 0)
+        return steps * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Conv1d))
+
     def extra_repr(self) -> str:
         return (
             f"c={self.c}, c_out={self.c_out}, kernels={self.kernels}, dilation={self.dilation}, "
@@ -210,3 +148,34 @@ class DilatedInception(nn.Module):
 def _as_one(c: int, width: int, kernels: tuple[int, ...]) -> bool:
     """Whether few enough of one wide convolution's products are with zeros."""
     return c * width * (max(kernels) * len(kernels) - sum(kernels)) <= _WASTE
+
+
+# What lies beside a gated pair in MTGNN's network (of one layer; of several, pick the layer's own
+# keys) and in a layer of PyTorch Geometric Temporal's.
+_GTNET = dict.fromkeys((
+    "start_conv", "residual_convs", "skip_convs", "gconv1", "gconv2", "norm",
+    "skip0", "skipE", "end_conv_1", "end_conv_2", "gc",
+))  # fmt: skip
+_TEMPORAL = dict.fromkeys(
+    ("_residual_conv", "_skip_conv", "_normalization", "_mixprop_conv1", "_mixprop_conv2")
+)
+
+register(
+    "dilated_inception",
+    DilatedInception,
+    layout="sequence",
+    family="temporal",
+    example={"c": 32},
+    upstream=(
+        *(
+            {f"filter_convs.{i}": "filter_conv", f"gate_convs.{i}": "gate_conv", **_GTNET}
+            for i in range(5)
+        ),
+        {"_time_conv": "tconv"},
+        {
+            "_filter_conv._time_conv": "filter_conv.tconv",
+            "_gate_conv._time_conv": "gate_conv.tconv",
+            **_TEMPORAL,
+        },
+    ),
+)

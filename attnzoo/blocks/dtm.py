@@ -13,125 +13,28 @@ Differs: the tokenizers, norms, order and readout are the authors'. Their sequen
     reference vectors are assembled likewise and are not the authors' numbers. Their code wraps
     the token in a new `nn.Parameter` at every call, which detaches it and trains nothing:
     `detach=True` does the same. Their classifier `fc2` is left to the user. `tokenizer="pool"` is
-    ours: it averages each map over a grid before W_i, so that any height and width will do.
+    ours: it averages each map over a grid before W_i, so that it takes any height and width.
 Cost: with n_i = C_i H_i W_i (C_i grid^2 when pooled), parameters sum_i (n_i dim + 3 dim) + 2 dim +
-    mamba + 2 c_out; MACs sum_i n_i dim + mamba's, of k steps and those of the token (the formulas
-    count one).
+    mamba + 2 c_out; MACs sum_i n_i dim + mamba's, of k steps and one of the token.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.pooling import adaptive_average
-from ..registry import Cost, Inputs, InputSize, Random, register
+from ..ops.precision import upcast
+from ..registry import Inputs, InputSize, Random, register
 from ..validation import check, messages
+from ..validation.types import AtLeast, Count, NotEmpty, Positive, Width
 from .mamba import Mamba
-from .mamba import cost as mixer_cost
+
+MapSize = tuple[Width, Count, Count]  # C, H, W
+Normed = Annotated[int, AtLeast(2)]  # a width that is normalized: one number has no deviation
 
 
-class UnbiasedNorm(nn.Module):
-    """The authors' layer norm: the unbiased deviation, and eps added to it, not to the variance."""
-
-    def __init__(self, size: int, *, name: str, eps: float = 1e-6) -> None:
-        super().__init__()
-        if size < 2:
-            raise ValueError(f"{name}={size} must be at least 2: one number has no deviation")
-        self.eps = eps
-        self.a_2 = nn.Parameter(torch.ones(size))
-        self.b_2 = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        centered = wide - wide.mean(-1, keepdim=True)
-        std = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
-        out: Tensor = self.a_2 * centered / (std + self.eps) + self.b_2
-        return out.to(x.dtype)
-
-
-class Tokenizer(nn.Sequential):
-    """One token of a map: a projection of all its numbers, or of its means over a grid."""
-
-    def __init__(self, size: tuple[int, int, int], dim: int, grid: int | None) -> None:
-        c, height, width = size
-        super().__init__(
-            nn.Linear(c * (grid * grid if grid else height * width), dim),
-            UnbiasedNorm(dim, name="dim"),
-        )
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = adaptive_average(x, self.grid, self.grid) if self.grid else x
-        token: Tensor = self[1](self[0](pooled.flatten(1))).relu()  # B dim
-        return token
-
-
-def cost(
-    at: InputSize,
-    sizes: tuple[tuple[int, int, int], ...],
-    dim: int,
-    c_out: int,
-    expand: float,
-    state: int,
-    conv: int,
-    pool: str,
-    tokenizer: str,
-    grid: int,
-    detach: bool,
-) -> Cost:
-    pooled = grid * grid if tokenizer == "pool" else 0
-    maps = dim * sum(c * (pooled or height * width) for c, height, width in sizes)
-    core = mixer_cost(
-        at._replace(steps=len(sizes) + 1),
-        c=dim,
-        state=state,
-        conv=conv,
-        expand=expand,
-        dt_rank="auto",
-        bias=False,
-        conv_bias=True,
-        c_out=c_out,
-    )
-    return Cost(
-        params=maps + 3 * dim * len(sizes) + 2 * dim + core.params + 2 * c_out,
-        macs=maps + core.macs,
-    )
-
-
-def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
-    return {
-        "features": [random(at.batch, *size) for size in config["sizes"]],
-        "token": random(at.batch, 1, config["dim"]),
-    }
-
-
-@register(
-    "dtm",
-    layout="features",
-    family="state-space",
-    example={"sizes": ((32, 16, 16), (64, 8, 8), (32, 8, 8), (32, 8, 8)), "dim": 64, "c_out": 64},
-    inputs=inputs,
-    cost=cost,
-    upstream=(
-        {"st": "tokenizers", "mb": "mamba"},  # the assembled reference vectors
-        {
-            **{f"featnet1.Ms_st{i + 1}": f"tokenizers.{i}" for i in range(3)},
-            "Ms_st4": "tokenizers.3",
-            "proj_normms": "proj_norm",
-            "Ms_mb": "mamba",
-            "out_proj_norm": "out_norm",
-        },
-        {
-            **{f"featnet2.Pan_st{i + 1}": f"tokenizers.{i}" for i in range(3)},
-            "Pan_st4": "tokenizers.3",
-            "proj_normpan": "proj_norm",
-            "Pan_mb": "mamba",
-            "out_proj_norm": "out_norm",
-        },
-    ),
-)
 class DTM(nn.Module):
     """Deep temporal Mamba on a list of (B, C_i, H_i, W_i), shallow to deep.
 
@@ -152,32 +55,30 @@ class DTM(nn.Module):
         detach: whether the token's gradient is cut, as in the authors' training.
 
     Raises:
-        ValueError: no map, a value below 1, or a norm over one number (`dim` or `c_out` of 1).
+        ValueError: `expand` leaves no inner channel of `dim`.
     """
 
     def __init__(
         self,
-        sizes: tuple[tuple[int, int, int], ...],
+        sizes: Annotated[tuple[MapSize, ...], NotEmpty()],
         *,
-        dim: int = 256,
-        c_out: int = 64,
-        expand: float = 1,
-        state: int = 16,
-        conv: int = 4,
+        dim: Normed = 256,
+        c_out: Normed = 64,
+        expand: Positive = 1,
+        state: Count = 16,
+        conv: Count = 4,
         pool: Literal["last", "first", "mean"] = "last",
         tokenizer: Literal["flatten", "pool"] = "flatten",
-        grid: int = 4,
+        grid: Count = 4,
         detach: bool = False,
     ) -> None:
         super().__init__()
-        check.positive(dim=dim, c_out=c_out, grid=grid)
-        _check_sizes(sizes)
         self.sizes, self.dim, self.pool, self.detach = sizes, dim, pool, detach
         across = grid if tokenizer == "pool" else None
         self.tokenizers = nn.ModuleList(Tokenizer(size, dim, across) for size in sizes)
-        self.proj_norm = UnbiasedNorm(dim, name="dim")
+        self.proj_norm = UnbiasedNorm(dim)
         self.mamba = Mamba(dim, c_out=c_out, expand=expand, state=state, conv=conv)
-        self.out_norm = UnbiasedNorm(c_out, name="c_out")
+        self.out_norm = UnbiasedNorm(c_out)
 
     def forward(
         self, features: Sequence[Tensor], *, token: Tensor | None = None, need_tokens: bool = False
@@ -207,7 +108,7 @@ class DTM(nn.Module):
             zip(features, self.sizes, self.tokenizers, strict=True)
         ):
             check.image(x, size[0], like, name=f"features[{i}]")
-            if make.grid is None and tuple(x.shape[1:]) != tuple(size):
+            if make.grid is None and tuple(x.shape[1:]) != size:
                 raise ValueError(
                     f"features[{i}] has shape {tuple(x.shape)}; tokenizer='flatten' was built for "
                     f"sizes[{i}]={size}: resize the map, or build with tokenizer='pool'"
@@ -219,15 +120,45 @@ class DTM(nn.Module):
                 raise ValueError(f"token has shape {tuple(token.shape)}; it is (B, n, {self.dim})")
             _check_batch("token", token, features[0])
 
+    def macs(self, size: InputSize) -> int:
+        maps = sum(t.get_submodule("0").weight.numel() for t in self.tokenizers)
+        return maps + self.mamba.macs(size._replace(steps=len(self.sizes) + 1))
+
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, dim={self.dim}, pool={self.pool!r}"
 
 
-def _check_sizes(sizes: tuple[tuple[int, int, int], ...]) -> None:
-    if not sizes:
-        raise ValueError("sizes=() must name at least one map, such as ((64, 8, 8),)")
-    for i, size in enumerate(sizes):
-        check.positive(**{f"sizes[{i}][{axis}]": n for axis, n in enumerate(size)})
+class UnbiasedNorm(nn.Module):
+    """The authors' layer norm: the unbiased deviation, and eps added to it, not to the variance."""
+
+    def __init__(self, size: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.a_2 = nn.Parameter(torch.ones(size))
+        self.b_2 = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = upcast(x) - upcast(x).mean(-1, keepdim=True)
+        std = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
+        out: Tensor = self.a_2 * centered / (std + self.eps) + self.b_2
+        return out.to(x.dtype)
+
+
+class Tokenizer(nn.Sequential):
+    """One token of a map: a projection of all its numbers, or of its means over a grid."""
+
+    def __init__(self, size: tuple[int, int, int], dim: int, grid: int | None) -> None:
+        c, height, width = size
+        super().__init__(
+            nn.Linear(c * (grid * grid if grid else height * width), dim),
+            UnbiasedNorm(dim),
+        )
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = adaptive_average(x, self.grid, self.grid) if self.grid else x
+        token: Tensor = self[1](self[0](pooled.flatten(1))).relu()  # B dim
+        return token
 
 
 def _check_batch(name: str, x: Tensor, like: Tensor) -> None:
@@ -235,3 +166,45 @@ def _check_batch(name: str, x: Tensor, like: Tensor) -> None:
         raise ValueError(
             f"{name} has {x.shape[0]} samples, features[0] has {like.shape[0]}; they must agree"
         )
+
+
+def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
+    """Maps of the sizes that the block is built for; pooled ones have the given height and width.
+
+    Deeper maps of a pooled pyramid are smaller than the first in the proportions of `sizes`.
+    """
+    maps = list(config["sizes"])
+    if config["tokenizer"] == "pool":
+        _, rows, columns = maps[0]
+        maps = [
+            (c, max(1, size.height * h // rows), max(1, size.width * w // columns))
+            for c, h, w in maps
+        ]
+    token = random(size.batch, 1, config["dim"])
+    return {"features": [random(size.batch, *m) for m in maps], "token": token}
+
+
+def _branch(net: str, name: str) -> dict[str, str]:
+    """Key names of one of the authors' two branches."""
+    return {
+        **{f"{net}.{name}_st{i + 1}": f"tokenizers.{i}" for i in range(3)},
+        f"{name}_st4": "tokenizers.3",
+        f"proj_norm{name.lower()}": "proj_norm",
+        f"{name}_mb": "mamba",
+        "out_proj_norm": "out_norm",
+    }
+
+
+register(
+    "dtm",
+    DTM,
+    layout="features",
+    family="state-space",
+    example={"sizes": ((32, 16, 16), (64, 8, 8), (32, 8, 8), (32, 8, 8)), "dim": 64, "c_out": 64},
+    inputs=inputs,
+    upstream=(
+        {"st": "tokenizers", "mb": "mamba"},  # the assembled reference vectors
+        _branch("featnet1", "Ms"),
+        _branch("featnet2", "Pan"),
+    ),
+)

@@ -25,33 +25,9 @@ from torch.nn import functional as F
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
 from ..ops.time_conv import time_conv
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check, messages
-
-# The rest of the authors' DSTAGNN_block, which a checkpoint holds under the same prefix.
-_BESIDE = dict.fromkeys(
-    ("pre_conv", "EmbedT", "EmbedS", "TAt", "SAt", "cheb_conv_SAt", "residual_conv", "ln")
-)
-
-
-def cost(
-    at: InputSize,
-    c: int,
-    length: int,
-    kernels: tuple[int, ...],
-    pool: int | None,
-    residual: bool,
-    dropout: float,
-    gtu_only: bool,
-    stride: int,
-) -> Cost:
-    units = sum(2 * c * c * k + 2 * c for k in kernels)
-    steps = at.steps if gtu_only else length
-    macs = sum(((steps - k) // stride + 1) * 2 * c * c * k for k in kernels)
-    if gtu_only:
-        return Cost(params=units, macs=macs)
-    mixed = sum((length - k + 1) // (pool or 1) for k in kernels)
-    return Cost(params=units + (mixed + 1) * length, macs=macs + c * mixed * length)
+from ..validation.types import Count, Counts, Rate, Width
 
 
 class GTU(nn.Module):
@@ -72,22 +48,6 @@ class GTU(nn.Module):
         return gated_tanh(time_conv(x, conv.weight, conv.bias, stride=conv.stride[0]))
 
 
-@register(
-    "m_gtu",
-    layout="sequence",
-    family="temporal",
-    example={"c": 32, "length": 12, "dropout": 0.0},
-    input_size=InputSize(steps=12),
-    inputs=lambda random, at, config: {
-        "x": random(at.batch, at.steps if config["gtu_only"] else config["length"], config["c"])
-    },
-    cost=cost,
-    upstream=(
-        {"fcmy.0": "fcmy", **_BESIDE},
-        {"fcmy.0": "fcmy", "gtu0": "gtu3", "gtu1": "gtu5", "gtu2": "gtu7"},  # a teaching copy
-        {"con2out": "*.con2out"},  # one unit alone
-    ),
-)
 class MGTU(nn.Module):
     """Multi-scale gated tanh unit on (..., T, C).
 
@@ -109,21 +69,18 @@ class MGTU(nn.Module):
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        length: int = 12,
-        kernels: tuple[int, ...] = (3, 5, 7),
-        pool: int | None = None,
+        length: Count = 12,
+        kernels: Counts = (3, 5, 7),
+        pool: Count | None = None,
         residual: bool = True,
-        dropout: float = 0.05,
+        dropout: Rate = 0.05,
         gtu_only: bool = False,
-        stride: int = 1,
+        stride: Count = 1,
     ) -> None:
         super().__init__()
-        check.positive(c=c, length=length, stride=stride, pool=1 if pool is None else pool)
-        check.sizes(kernels=kernels)
-        check.fraction(dropout=dropout)
-        self.c, self.length, self.kernels = c, length, tuple(kernels)
+        self.c, self.length, self.kernels = c, length, kernels
         self.pool, self.residual, self.dropout = pool, residual, dropout
         self.gtu_only, self.stride = gtu_only, stride
         self._check_form()
@@ -198,7 +155,36 @@ class MGTU(nn.Module):
                 f"length={self.length}: build it with length={steps}"
             )
 
+    def macs(self, size: InputSize) -> int:
+        steps = size.steps if self.gtu_only else self.length
+        taps = sum(((steps - k) // self.stride + 1) * k for k in self.kernels)
+        units = 2 * self.c * self.c * taps
+        return units if self.gtu_only else units + self.c * self.fcmy.weight.numel()
+
     def extra_repr(self) -> str:
         if self.gtu_only:
             return f"c={self.c}, gtu_only=True, stride={self.stride}"
         return f"c={self.c}, length={self.length}, pool={self.pool}, residual={self.residual}"
+
+
+# The rest of the authors' DSTAGNN_block, which a checkpoint holds under the same prefix.
+_BESIDE = dict.fromkeys(
+    ("pre_conv", "EmbedT", "EmbedS", "TAt", "SAt", "cheb_conv_SAt", "residual_conv", "ln")
+)
+
+register(
+    "m_gtu",
+    MGTU,
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "length": 12, "dropout": 0.0},
+    input_size=InputSize(steps=12),
+    inputs=lambda random, at, config: {
+        "x": random(at.batch, at.steps if config["gtu_only"] else config["length"], config["c"])
+    },
+    upstream=(
+        {"fcmy.0": "fcmy", **_BESIDE},
+        {"fcmy.0": "fcmy", "gtu0": "gtu3", "gtu1": "gtu5", "gtu2": "gtu7"},  # a teaching copy
+        {"con2out": "*.con2out"},  # one unit alone
+    ),
+)

@@ -9,7 +9,7 @@ Math: [u, z] = W_in x; u = silu(conv(u)), causal, one filter of `conv` taps per 
     h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t, h_0 = 0, `state` numbers per channel;
     y = W_out ((C_t h_t + D u_t) * silu(z_t)). u and z have e = int(expand c) channels.
 Shapes: (..., T, C) -> (..., T, C), or c_out channels; `step` takes (..., C).
-Differs: the paper discretises B exactly (its equation 4), the code takes dt B; we follow the code.
+Differs: the paper discretizes B exactly (its equation 4), the code takes dt B; we follow the code.
     Theirs needs a CUDA build and has no fallback, their reference loops over the steps; ours is
     ordinary torch. `c_out` is ours, for blocks that end in another width.
 Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bias] + e(r + 2n) +
@@ -19,20 +19,21 @@ Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bi
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import leading
-from ..ops.causal_conv import causal_conv
-from ..ops.precision import autocast_disabled
-from ..ops.selective_scan import selective_scan
-from ..registry import Cost, InputSize, register
+from ..autograd.causal_conv import causal_conv
+from ..autograd.selective_scan import selective_scan
+from ..ops.leading import fold, unfold
+from ..ops.precision import autocast_disabled, upcast, upcast_dtype
+from ..registry import InputSize, register
 from ..validation import check, messages
+from ..validation.types import Above, AtLeast, AtMost, Count, Positive, Width
 
-_LARGEST_DT = 1e4  # whose softplus, inverse and product with a weight all types hold
+_LARGEST = AtMost(1e4)  # step size whose softplus, inverse and product with a weight all types hold
 
 
 class MambaState(NamedTuple):
@@ -42,38 +43,6 @@ class MambaState(NamedTuple):
     hidden: Tensor  # (..., e, state), float32 for half-precision blocks
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    state: int,
-    conv: int,
-    expand: float,
-    dt_rank: int | Literal["auto"],
-    bias: bool,
-    conv_bias: bool,
-    c_out: int | None,
-    **start: object,
-) -> Cost:
-    e, out = int(expand * c), c_out or c
-    r = -(-c // 16) if dt_rank == "auto" else dt_rank
-    linear = 2 * c * e + e * (r + 2 * state) + r * e + e * out
-    return Cost(
-        params=linear
-        + e * (conv + conv_bias)
-        + e * (state + 2)  # A_log, D and the bias of dt
-        + bias * (2 * e + out),
-        macs=at.steps * (linear + e * conv + e * state),
-    )
-
-
-@register(
-    "mamba",
-    layout="sequence",
-    family="state-space",
-    example={"c": 64},
-    cost=cost,
-    upstream={},  # the authors' names are ours
-)
 class Mamba(nn.Module):
     """Mamba mixer on (..., T, C): causal, with no norm, residual or dropout of its own.
 
@@ -99,31 +68,31 @@ class Mamba(nn.Module):
         dt_init_floor: step sizes drawn below this are raised to it.
 
     Raises:
-        ValueError: a value below 1, no inner channel left, `dt_min` above `dt_max`, or a negative
-            or too large `dt_max`, `dt_scale` or `dt_init_floor`.
+        ValueError: no inner channel left, or `dt_min` above `dt_max`.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        state: int = 16,
-        conv: int = 4,
-        expand: float = 2,
-        dt_rank: int | Literal["auto"] = "auto",
+        state: Count = 16,
+        conv: Count = 4,
+        expand: Positive = 2,
+        dt_rank: Count | Literal["auto"] = "auto",
         bias: bool = False,
         conv_bias: bool = True,
-        c_out: int | None = None,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
+        c_out: Width | None = None,
+        dt_min: Positive = 0.001,
+        dt_max: Annotated[float, Above(0), _LARGEST] = 0.1,
         dt_init: Literal["random", "constant"] = "random",
-        dt_scale: float = 1.0,
-        dt_init_floor: float = 1e-4,
+        dt_scale: Annotated[float, AtLeast(0), _LARGEST] = 1.0,
+        dt_init_floor: Annotated[float, AtLeast(1e-30), _LARGEST] = 1e-4,
     ) -> None:
         super().__init__()
+        if dt_min > dt_max:
+            raise ValueError(f"dt_min={dt_min} must be at most dt_max={dt_max}")
         self.c, self.state, self.c_out = c, state, c if c_out is None else c_out
         self.rank = -(-c // 16) if dt_rank == "auto" else dt_rank
-        check.positive(c=c, state=state, conv=conv, dt_rank=self.rank, c_out=self.c_out)
         inner = _inner(c, expand)
         self.in_proj = nn.Linear(c, 2 * inner, bias=bias)
         self.conv1d = nn.Conv1d(inner, inner, conv, groups=inner, bias=conv_bias)
@@ -139,26 +108,22 @@ class Mamba(nn.Module):
 
     def _init_dt(self, low: float, high: float, init: str, scale: float, floor: float) -> None:
         """Step sizes log-uniform in [low, high], by the inverse of softplus."""
-        check.within(0, _LARGEST_DT, dt_max=high, dt_scale=scale)
-        check.within(1e-30, _LARGEST_DT, dt_init_floor=floor)
-        if not 0 < low <= high:
-            raise ValueError(f"dt_min={low} must be above 0 and at most dt_max={high}")
         bound = scale * self.rank**-0.5
         if init == "constant":
             self.dt_proj.weight.fill_(bound)
         else:
             self.dt_proj.weight.uniform_(-bound, bound)
-        drawn = torch.rand_like(self.D) * math.log(high / low) + math.log(low)
-        dt = drawn.exp().clamp(min=floor)
+        log_dt = torch.rand_like(self.D) * math.log(high / low) + math.log(low)
+        dt = log_dt.exp().clamp(min=floor)
         self.dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
 
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.in_proj.weight)
-        u, z = self.in_proj(leading.fold(x)).chunk(2, -1)  # N T e
+        u, z = self.in_proj(fold(x)).chunk(2, -1)  # N T e
         u = F.silu(causal_conv(u, self.conv1d.weight, self.conv1d.bias))
         dt, b, c = self._selected(u)
-        y = self._gated(selective_scan(u, dt, self._rates(), b, c), u, z)
-        return leading.unfold(y, x)
+        y = selective_scan(u, dt, self._rates(), b, c)
+        return unfold(self._projected(y, u, z), x)
 
     def initial_state(self, *batch: int) -> MambaState:
         """The state before the first step: zeros, for the given leading sizes or for any.
@@ -172,7 +137,7 @@ class Mamba(nn.Module):
         inner, taps = self.D.shape[0], self.conv1d.kernel_size[0]
         return MambaState(
             inputs=weight.new_zeros(*batch, taps - 1, inner),
-            hidden=weight.new_zeros(*batch, inner, self.state, dtype=_kept(weight.dtype)),
+            hidden=weight.new_zeros(*batch, inner, self.state, dtype=upcast_dtype(weight.dtype)),
         )
 
     def step(self, x_t: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
@@ -195,31 +160,30 @@ class Mamba(nn.Module):
         u = (window * self.conv1d.weight[:, 0].t()).sum(-2)  # ... e
         u = F.silu(u if self.conv1d.bias is None else u + self.conv1d.bias)
         dt, b, c = self._selected(u)
-        wide = dt.unsqueeze(-1)  # ... e 1
-        drive = (dt * u).unsqueeze(-1) * b.unsqueeze(-2)  # ... e n
-        hidden = (wide * self._rates()).exp() * hidden + drive
+        decay = (dt.unsqueeze(-1) * self._rates()).exp()  # ... e n
+        hidden = decay * hidden + (dt * u).unsqueeze(-1) * b.unsqueeze(-2)
         y = (hidden * c.unsqueeze(-2)).sum(-1)
-        return self._gated(y, u, z), MambaState(window[..., 1:, :], hidden)
+        return self._projected(y, u, z), MambaState(window[..., 1:, :], hidden)
 
     def _selected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes, in float32 at least, and how the input enters and leaves the state."""
-        low, b, c = self.x_proj(u).split((self.rank, self.state, self.state), -1)
-        kind = _kept(u.dtype)
-        dt = F.linear(low, self.dt_proj.weight).to(kind) + self.dt_proj.bias.to(kind)
+        r, b, c = self.x_proj(u).split((self.rank, self.state, self.state), -1)
+        dt = upcast(F.linear(r, self.dt_proj.weight)) + upcast(self.dt_proj.bias)
         return F.softplus(dt), b, c
 
     def _rates(self) -> Tensor:
-        return -self.A_log.to(_kept(self.A_log.dtype)).exp()
+        return -upcast(self.A_log).exp()
 
-    def _gated(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        gated = (y + self.D.to(y.dtype) * u) * F.silu(z)
+    def _projected(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        """W_out ((y + D u) * silu(z))."""
+        gated = (y + upcast(self.D) * u) * F.silu(z)
         if u.dtype != torch.float16:
             out: Tensor = self.out_proj(gated.to(u.dtype))
             return out
         weight, bias = self.out_proj.weight, self.out_proj.bias
         with autocast_disabled(gated):  # the gated product can pass 65504 where the output does not
-            wide_bias = None if bias is None else bias.to(gated.dtype)
-            return F.linear(gated, weight.to(gated.dtype), wide_bias).to(u.dtype)
+            bias = None if bias is None else upcast(bias)
+            return F.linear(gated, upcast(weight), bias).to(u.dtype)
 
     def _check_state(self, x_t: Tensor, state: MambaState) -> None:
         if not isinstance(state, tuple) or len(state) != 2:
@@ -227,7 +191,7 @@ class Mamba(nn.Module):
                 f"state must be what step returned or initial_state(), not a {type(state).__name__}"
             )
         for name, given, zero in zip(MambaState._fields, state, self.initial_state(), strict=True):
-            check.sequence(given, like=zero, name=f"state.{name}")
+            check.token(given, like=zero, name=f"state.{name}")
             ahead = tuple(given.shape[:-2])
             if given.shape[-2:] != zero.shape or ahead not in ((), tuple(x_t.shape[:-1])):
                 raise ValueError(
@@ -235,6 +199,10 @@ class Mamba(nn.Module):
                     f"{tuple(x_t.shape)} it is {(*x_t.shape[:-1], *zero.shape)}: start from "
                     "initial_state() and pass on what step returned"
                 )
+
+    def macs(self, size: InputSize) -> int:
+        layers = (self.in_proj, self.conv1d, self.x_proj, self.dt_proj, self.out_proj)
+        return size.steps * (sum(m.weight.numel() for m in layers) + self.A_log.numel())
 
     def extra_repr(self) -> str:
         return f"c={self.c}, state={self.state}"
@@ -250,6 +218,11 @@ def _inner(c: int, expand: float) -> int:
     return inner
 
 
-def _kept(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and step sizes: float32 for half precision."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+register(
+    "mamba",
+    Mamba,
+    layout="sequence",
+    family="state-space",
+    example={"c": 64},
+    upstream={},  # the authors' names are ours
+)

@@ -16,7 +16,6 @@ Cost: with d = `bottleneck`: parameters 2 c d + d + c + sum_l (d^2 w_l + 3 d) + 
     has 2 c parameters and no MACs.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,51 +24,13 @@ from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
 from ..ops.pyramid import level_sizes
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check
+from ..validation.types import Counts, Width
 
 Kind = Literal["bottleneck", "conv", "max", "avg"]
 
 
-def checked(windows: Sequence[int]) -> tuple[int, ...]:
-    """Windows of a pyramid, at least one, each at least 1."""
-    if not isinstance(windows, (list, tuple)):
-        raise TypeError(f"windows={windows!r} must be a list or tuple of ints, as (4, 4)")
-    check.positive(**{f"windows[{i}]": window for i, window in enumerate(windows)})
-    if not windows:
-        raise ValueError("windows=() gives no coarser level; give one window a level, as (4, 4)")
-    return tuple(windows)
-
-
-def quarter(c: int, name: str) -> int:
-    """The default of a width, `c // 4`, refused where it would be zero."""
-    check.positive(c=c)
-    if c < 4:
-        raise ValueError(f"c={c} leaves {name}=c // 4 no channel; give {name}=1, or c=4 or more")
-    return c // 4
-
-
-def cost(at: InputSize, c: int, windows: Sequence[int], kind: Kind, bottleneck: int | None) -> Cost:
-    if kind in ("max", "avg"):
-        return Cost(params=2 * c, macs=0)
-    d = (bottleneck or c // 4) if kind == "bottleneck" else c
-    sizes = level_sizes(at.steps, windows)
-    projected = kind == "bottleneck"
-    return Cost(
-        params=projected * (2 * c * d + d + c) + sum(d * d * w + 3 * d for w in windows) + 2 * c,
-        macs=projected * sum(sizes) * c * d
-        + sum(size * d * d * w for size, w in zip(sizes[1:], windows, strict=True)),
-    )
-
-
-@register(
-    "pyraformer_cscm",
-    layout="sequence",
-    family="temporal",
-    example={"c": 32, "windows": (3, 2)},
-    cost=cost,
-    upstream={"conv_layers.*.downConv": "levels.*.conv", "conv_layers": "levels"},
-)
 class CSCM(nn.Module):
     """Coarser-scale construction module on (..., T, C).
 
@@ -80,49 +41,41 @@ class CSCM(nn.Module):
         bottleneck: width of the convolutions of kind "bottleneck"; `c // 4` by default.
 
     Raises:
-        ValueError: no windows, or one below 1; a bottleneck of no channels; fewer steps than the
-            product of `windows`.
+        ValueError: a bottleneck of no channels; fewer steps than the product of `windows`.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        windows: tuple[int, ...] = (4, 4, 4),
+        windows: Counts = (4, 4, 4),
         kind: Kind = "bottleneck",
-        bottleneck: int | None = None,
+        bottleneck: Width | None = None,
     ) -> None:
         super().__init__()
-        check.positive(c=c)
-        self.c, self.kind, self.windows = c, kind, checked(windows)
+        self.c, self.kind, self.windows = c, kind, windows
         width = c
         if kind == "bottleneck":
             width = quarter(c, "bottleneck") if bottleneck is None else bottleneck
-            check.positive(bottleneck=width)
             self.down = nn.Linear(c, width)
             self.up = nn.Linear(width, c)
         if kind in ("bottleneck", "conv"):
-            self.levels = nn.ModuleList(_Level(width, window) for window in self.windows)
+            self.levels = nn.ModuleList(_Level(width, window) for window in windows)
         self.norm = nn.LayerNorm(c)
 
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.norm.weight)
         sizes = level_sizes(x.shape[-2], self.windows)
         series = fold(x)  # N T C
-        if self.kind in ("bottleneck", "conv"):
+        if self.kind in ("max", "avg"):
+            coarse = self._pooled(series)  # N S-T C
+        else:
             norm = self.levels[-1].get_submodule("norm")
             check.batch_norm(norm, series.shape[0] * sizes[-1], x, grow="batch or T")
-        nodes = torch.cat((series, self.coarser(series)), 1)  # N S C
-        return unfold(self.norm(nodes), x)
+            coarse = self._convolved(series)
+        return unfold(self.norm(torch.cat((series, coarse), 1)), x)
 
-    def coarser(self, x: Tensor) -> Tensor:
-        """The nodes of all levels above the finest, (N, T, C) to (N, S - T, C)."""
-        if self.kind in ("max", "avg"):
-            pool = F.max_pool1d if self.kind == "max" else F.avg_pool1d
-            pooled = [x.mT]
-            for window in self.windows:
-                pooled.append(pool(pooled[-1], window))
-            return torch.cat(pooled[1:], 2).mT
+    def _convolved(self, x: Tensor) -> Tensor:
         t = self.down(x) if self.kind == "bottleneck" else x
         summaries = []
         for level in self.levels:
@@ -130,6 +83,21 @@ class CSCM(nn.Module):
             summaries.append(t)
         nodes = torch.cat(summaries, 1)
         return self.up(nodes) if self.kind == "bottleneck" else nodes
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        pool = F.max_pool1d if self.kind == "max" else F.avg_pool1d
+        levels = [x.mT]
+        for window in self.windows:
+            levels.append(pool(levels[-1], window))
+        return torch.cat(levels[1:], 2).mT
+
+    def macs(self, size: InputSize) -> int:
+        if self.kind in ("max", "avg"):
+            return 0
+        sizes = level_sizes(size.steps, self.windows)
+        weights = [level.get_submodule("conv").weight for level in self.levels]
+        convs = sum(n * w.numel() for n, w in zip(sizes[1:], weights, strict=True))
+        return convs + (sum(sizes) * self.up.weight.numel() if self.kind == "bottleneck" else 0)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, windows={self.windows}, kind={self.kind!r}"
@@ -152,3 +120,20 @@ class _Level(nn.Module):
         whole = x[:, : size * window].reshape(n * size, window * x.shape[2])  # NL WD
         y = F.linear(whole, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
         return F.elu(self.norm(y)).view(n, size, x.shape[2])
+
+
+def quarter(c: int, name: str) -> int:
+    """The default of a width, `c // 4`, refused where it would be zero."""
+    if c < 4:
+        raise ValueError(f"c={c} leaves {name}=c // 4 no channel; give {name}=1, or c=4 or more")
+    return c // 4
+
+
+register(
+    "pyraformer_cscm",
+    CSCM,
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "windows": (3, 2)},
+    upstream={"conv_layers.*.downConv": "levels.*.conv", "conv_layers": "levels"},
+)

@@ -1,5 +1,7 @@
 """Which dtype to compute in: under autocast, and where half precision is not enough."""
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,3 +25,20 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which matrix products keep the dtype of `x`, whatever autocast says."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext()
+
+
+def in_one_dtype(
+    function: Callable[..., Tensor], dtype_of: Callable[[torch.dtype], torch.dtype] | None = None
+) -> Callable[..., Tensor]:
+    """`function` with autocast disabled and every tensor in the dtype of its first argument.
+
+    With `dtype_of`, in the dtype that it makes of that one: `upcast_dtype`, for instance.
+    """
+
+    @functools.wraps(function)
+    def cast(x: Tensor, *others: Tensor | None) -> Tensor:
+        dtype = x.dtype if dtype_of is None else dtype_of(x.dtype)
+        with autocast_disabled(x):
+            return function(*(None if t is None else t.to(dtype) for t in (x, *others)))
+
+    return cast

@@ -1,8 +1,8 @@
-"""A pyramid of nodes over a series: its levels, who is whose neighbour, parent and child.
+"""A pyramid of nodes over a series: its levels, and each node's neighbors, parent and children.
 
 Level 0 is the series itself; a node of level l + 1 stands for `windows[l]` nodes of level l, its
 children, and the last one adopts the children left over. All levels lie one behind the other,
-finest first. A node attends to its neighbours, its parent and its children.
+finest first. A node attends to its neighbors, its parent and its children.
 """
 
 import math
@@ -13,34 +13,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _torch
+
 
 class Pyramid(NamedTuple):
-    """The shape of a pyramid: steps of the series, windows, and the span of neighbours."""
+    """The shape of a pyramid: steps of the series, windows, and the span of neighbors."""
 
     length: int
     windows: tuple[int, ...]
     inner: int
 
     @classmethod
-    def over(cls, length: int, windows: tuple[int, ...], inner: int) -> "Pyramid":
-        """The pyramid, its span of neighbours no wider than the series, where it takes all in."""
+    def of(cls, length: int, windows: Sequence[int], inner: int) -> "Pyramid":
+        """The pyramid, its span of neighbors no wider than the series, where it takes all in."""
         if not torch.compiler.is_compiling():  # a graph for any length keeps the span as it is
             inner = min(inner, 2 * length - 1)
-        return cls(length, windows, inner)
+        return cls(length, tuple(windows), inner)
 
     @property
     def slots(self) -> int:
-        """How many nodes one node can attend to at most: neighbours, parent, children."""
+        """How many nodes one node can attend to at most: neighbors, parent, children."""
         return 2 * (self.inner // 2) + 1 + 1 + 2 * max(self.windows) - 1
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs of nodes attend to each other, each node to itself included."""
+        sizes = level_sizes(self.length, self.windows)
+        reach = [min(self.inner // 2, size - 1) for size in sizes]
+        beside = sum((2 * r + 1) * size - r * (r + 1) for r, size in zip(reach, sizes, strict=True))
+        return beside + 2 * sum(sizes[:-1])  # and each node below the top with its parent
 
-def level_sizes(length: int, windows: Sequence[int], *, shown: str = "x has {} steps") -> list[int]:
-    """Nodes of each level, finest first; refused, in words, where a level would have none."""
+
+def level_sizes(
+    length: int, windows: Sequence[int], *, subject: str = "x has {} steps"
+) -> list[int]:
+    """Nodes of each level, finest first.
+
+    Raises `ValueError` where a level would have none; `subject` is what its message begins with.
+    """
     least = math.prod(windows)
     if length < least:
         raise ValueError(
-            f"{shown.format(length)}; windows={tuple(windows)} need at least {least} for one node "
-            "at every level: take a longer series, or fewer or smaller windows"
+            f"{subject.format(length)}; windows={tuple(windows)} need at least {least} for one "
+            "node at every level: take a longer series, or fewer or smaller windows"
         )
     sizes = [length]
     for window in windows:
@@ -48,9 +63,9 @@ def level_sizes(length: int, windows: Sequence[int], *, shown: str = "x has {} s
     return sizes
 
 
-def neighbours(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
+def neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Whom each node attends to, (S, slots), and which slots are empty; those hold the node."""
-    index, empty = tables(_neighbours, pyramid, device)
+    index, empty = tables(_neighbors, pyramid, device)
     return index, empty
 
 
@@ -63,59 +78,78 @@ _Make = Callable[[Pyramid, torch.device], tuple[Tensor, ...]]
 
 
 def tables(make: _Make, pyramid: Pyramid, device: torch.device) -> tuple[Tensor, ...]:
-    """Tables of eager calls are kept; whatever traces or transforms the call makes its own."""
+    """`make(pyramid, device)`, cached for eager calls; tracers and transforms get fresh tensors."""
     if (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
+        or _torch.transforms_active()
+        or _torch.dispatch_modes_active()
     ):
         return make(pyramid, device)
-    return _kept(make, pyramid, device)
+    return _cached(make, pyramid, device)
 
 
 @lru_cache(maxsize=32)
-def _kept(make: _Make, pyramid: Pyramid, device: torch.device) -> tuple[Tensor, ...]:
-    with torch.inference_mode(False):
+def _cached(make: _Make, pyramid: Pyramid, device: torch.device) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False):  # tensors made in inference mode could never be trained with
         return make(pyramid, device)
 
 
-def _neighbours(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
-    reach, widest = pyramid.inner // 2, max(pyramid.windows)
+def _neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
     sizes = level_sizes(pyramid.length, pyramid.windows)
-    beside = torch.arange(-reach, reach + 1, device=device)
-    below = torch.arange(2 * widest - 1, device=device)
-    tables, starts, start = [], [], 0
-    for size in sizes:
-        starts.append(start)
-        start = start + size
-    for level, size in enumerate(sizes):
+    starts = [sum(sizes[:level]) for level in range(len(sizes))]
+    columns = []
+    for level, (size, start) in enumerate(zip(sizes, starts, strict=True)):
         node = torch.arange(size, device=device)[:, None]
-        near = node + beside
-        found = [(starts[level] + near, (near >= 0) & (near < size))]
-        if level < len(pyramid.windows):
-            parent = (node // pyramid.windows[level]).clamp(max=sizes[level + 1] - 1)
-            found.append((starts[level + 1] + parent, parent >= 0))
-        else:
-            found.append((node, node < 0))
-        if level:
-            child = node * pyramid.windows[level - 1] + below
-            theirs = (child // pyramid.windows[level - 1]).clamp(max=size - 1)
-            own = (theirs == node) & (child < sizes[level - 1])
-            found.append((starts[level - 1] + child, own))
-        else:
-            found.append((node + 0 * below, (node + below) < 0))
-        index, held = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        tables.append((torch.where(held, index, starts[level] + node), ~held))
-    index, empty = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        parts = (
+            _beside(pyramid, node, size, start),
+            _above(pyramid, node, level, sizes, starts),
+            _below(pyramid, node, level, sizes, starts),
+        )
+        index, exists = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        columns.append((torch.where(exists, index, start + node), ~exists))
+    index, empty = (torch.cat(part) for part in zip(*columns, strict=True))
     return index, empty
+
+
+_Slots = tuple[Tensor, Tensor]  # the nodes in some slots of a level's nodes, and which exist
+
+
+def _beside(pyramid: Pyramid, node: Tensor, size: int, start: int) -> _Slots:
+    """The neighbors on the same level, the node itself included."""
+    reach = pyramid.inner // 2
+    near = node + torch.arange(-reach, reach + 1, device=node.device)
+    return start + near, (near >= 0) & (near < size)
+
+
+def _above(
+    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[int], starts: Sequence[int]
+) -> _Slots:
+    """The parent."""
+    if level == len(pyramid.windows):
+        return node, node < 0
+    parent = (node // pyramid.windows[level]).clamp(max=sizes[level + 1] - 1)
+    return starts[level + 1] + parent, parent >= 0
+
+
+def _below(
+    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[int], starts: Sequence[int]
+) -> _Slots:
+    """The children, the last node's adopted ones included."""
+    place = torch.arange(2 * max(pyramid.windows) - 1, device=node.device)
+    if level == 0:
+        return node + 0 * place, (node + place) < 0
+    window = pyramid.windows[level - 1]
+    child = node * window + place
+    parent = (child // window).clamp(max=sizes[level] - 1)
+    return starts[level - 1] + child, (parent == node) & (child < sizes[level - 1])
 
 
 def _ancestors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor]:
     sizes = level_sizes(pyramid.length, pyramid.windows)
     node = torch.arange(pyramid.length, device=device)
-    found, start = [node], 0
+    columns, start = [node], 0
     for window, below, size in zip(pyramid.windows, sizes, sizes[1:], strict=False):
         start = start + below
         node = (node // window).clamp(max=size - 1)
-        found.append(start + node)
-    return (torch.stack(found, 1),)
+        columns.append(start + node)
+    return (torch.stack(columns, 1),)

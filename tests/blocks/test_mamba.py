@@ -9,9 +9,9 @@ from torch import Tensor
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.autograd.causal_conv import causal_conv
+from attnzoo.autograd.selective_scan import CHUNK, selective_scan
 from attnzoo.blocks.mamba import Mamba
-from attnzoo.ops.causal_conv import causal_conv
-from attnzoo.ops.selective_scan import CHUNK, selective_scan
 
 from tolerances import assert_close
 
@@ -96,7 +96,7 @@ def test_any_length_equals_the_recurrence(steps: int) -> None:
 def test_many_samples_go_through_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = leaves_of(5, 40, 4, 3)
     wanted = gradients(recurrence, *leaves)
-    monkeypatch.setattr("attnzoo.ops.selective_scan.SLAB", 24)
+    monkeypatch.setattr("attnzoo.autograd.selective_scan.SLAB", 24)
     assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
 
 

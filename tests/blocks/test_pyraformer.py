@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attnzoo
 from attnzoo import reference
 from attnzoo.autograd import reference_forms
+from attnzoo.autograd.pyramid_attention import pyramid_attention
 from attnzoo.blocks.pyraformer import PyramidAttention
 from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes
-from attnzoo.ops.pyramid_attention import pyramid_attention
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -357,7 +357,7 @@ def test_dropout_acts_in_training_alone() -> None:
     [
         ({"c": 3}, "c=3 leaves d_k=c // 4 no channel; give d_k=1, or c=4 or more"),
         ({"c": 3, "d_k": 1, "d_v": 1}, "c=3 leaves bottleneck=c // 4 no channel"),
-        ({"windows": ()}, r"windows=\(\) gives no coarser level"),
+        ({"windows": ()}, r"windows=\(\) must be of one item at least"),
         ({"windows": (4, 0)}, r"windows\[1\]=0 must be at least 1"),
         ({"inner": 0}, "inner=0 must be at least 1"),
         ({"n_layers": 0}, "n_layers=0 must be at least 1"),

@@ -1,0 +1,106 @@
+"""The selective scan step by step, in chunks that stay in the cache.
+
+The forward pass keeps the state at the start of each chunk alone, and the backward pass computes
+the others again: steps / CHUNK states are kept, instead of several for every step.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..ops import selective_scan as reference
+from ..ops.precision import in_one_dtype, upcast_dtype
+from .custom_gradient import Pair, custom_gradient
+
+CHUNK = 32  # steps between the states that are kept
+SLAB = 2**15  # numbers in the states that a CPU advances together: a chunk stays in its cache
+
+
+def _forward(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    rates = a.t().contiguous()  # S E
+    y = torch.empty_like(u)
+    spans = _spans(u.shape[1])
+    starts = u.new_zeros(len(spans), u.shape[0], *rates.shape)
+    for slab, scratch in _slabs(u, rates, 2):
+        state = starts[0, slab]
+        for i, span in enumerate(spans):
+            starts[i, slab].copy_(state)
+            at = (slab, span)
+            _, states = _advance(u[at], dt[at], rates, b[at], starts[i, slab], scratch)
+            state = states[:, -1]
+            y[at] = (c[at].unsqueeze(2) @ states).squeeze(2)
+    return y, (starts,)
+
+
+def _backward(
+    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    u, dt, a, b, c = args
+    rates = a.t().contiguous()  # S E
+    du, ddt, db, dc = (torch.empty_like(t) for t in (u, dt, b, c))
+    da = torch.zeros_like(rates)
+    spans = _spans(u.shape[1])
+    for slab, scratch in _slabs(u, rates, 3):
+        later = torch.zeros_like(saved[0][0, slab])  # what later chunks ask of the last state
+        for i, span in reversed(list(enumerate(spans))):
+            at, start = (slab, span), saved[0][i, slab]
+            ut, dtt, bt, ct, dy = (t[at] for t in (u, dt, b, c, grad))
+            decay, states = _advance(ut, dtt, rates, bt, start, scratch)
+            g = torch.mul(dy.unsqueeze(2), ct.unsqueeze(3), out=scratch[2][:, : dy.shape[1]])
+            later = _retreat(g, decay, later)  # g: N L S E, now the gradient of each state
+            dc[at] = (states @ dy.unsqueeze(3)).squeeze(3)
+            db[at] = (g @ (ut * dtt).unsqueeze(3)).squeeze(3)
+            dx = (bt.unsqueeze(2) @ g).squeeze(2)  # N L E, the gradient of dt u
+            decay.mul_(g)  # and with the state before, the gradient of dt a
+            decay[:, 1:].mul_(states[:, :-1])
+            decay[:, 0].mul_(start)
+            da += torch.mul(decay, dtt.unsqueeze(2), out=g).sum((0, 1))
+            torch.mul(dx, dtt, out=du[at])
+            torch.addcmul(decay.mul_(rates).sum(2), dx, ut, out=ddt[at])
+    return du, ddt, da.t(), db, dc
+
+
+def _advance(
+    u: Tensor, dt: Tensor, rates: Tensor, b: Tensor, state: Tensor, scratch: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Decays and states of one chunk, (N, L, S, E), written into the scratch tensors."""
+    decay, states = (s[:, : u.shape[1]] for s in scratch[:2])
+    torch.mul(dt.unsqueeze(2), rates, out=decay).exp_()
+    torch.mul((dt * u).unsqueeze(2), b.unsqueeze(3), out=states)
+    for now, kept in zip(states.unbind(1), decay.unbind(1), strict=True):
+        state = now.addcmul_(kept, state)
+    return decay, states
+
+
+def _retreat(g: Tensor, decay: Tensor, later: Tensor) -> Tensor:
+    """Adds to the gradient of each state what the later ones ask of it; returns the first's."""
+    steps = list(zip(g.unbind(1), decay.unbind(1), strict=True))
+    steps[-1][0].add_(later)
+    for (now, _), (after, kept) in zip(steps[-2::-1], steps[:0:-1], strict=True):
+        now.addcmul_(after, kept)
+    return g[:, 0] * decay[:, 0]
+
+
+def _spans(steps: int) -> list[slice]:
+    return [slice(i, i + CHUNK) for i in range(0, steps, CHUNK)]
+
+
+def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Samples to go through together, and scratch tensors for the states of a chunk of them.
+
+    They are few on a CPU, so that a chunk stays in its cache, and all elsewhere.
+    """
+    every = u.shape[0]
+    size = min(every, max(1, SLAB // rates.numel())) if u.device.type == "cpu" else every
+    scratch = [u.new_empty(size, min(CHUNK, u.shape[1]), *rates.shape) for _ in range(count)]
+    for i in range(0, every, max(1, size)):
+        yield slice(i, i + size), tuple(s[: every - i] for s in scratch)
+
+
+# In float32 for half precision, whose range the states leave.
+selective_scan = in_one_dtype(
+    custom_gradient(reference.selective_scan, Pair(_forward, _backward)), upcast_dtype
+)

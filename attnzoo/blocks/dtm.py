@@ -121,8 +121,8 @@ class DTM(nn.Module):
             _check_batch("token", token, features[0])
 
     def macs(self, size: InputSize) -> int:
-        maps = sum(t.get_submodule("0").weight.numel() for t in self.tokenizers)
-        return maps + self.mamba.macs(size._replace(steps=len(self.sizes) + 1))
+        maps = [m.weight.numel() for m in self.tokenizers.modules() if isinstance(m, nn.Linear)]
+        return sum(maps) + self.mamba.macs(size._replace(steps=len(self.sizes) + 1))
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, dim={self.dim}, pool={self.pool!r}"

@@ -182,8 +182,8 @@ class Mamba(nn.Module):
             return out
         weight, bias = self.out_proj.weight, self.out_proj.bias
         with autocast_disabled(gated):  # the gated product can pass 65504 where the output does not
-            bias = None if bias is None else upcast(bias)
-            return F.linear(gated, upcast(weight), bias).to(u.dtype)
+            y = F.linear(gated, upcast(weight), None if bias is None else upcast(bias))
+        return y.to(u.dtype)
 
     def _check_state(self, x_t: Tensor, state: MambaState) -> None:
         if not isinstance(state, tuple) or len(state) != 2:

@@ -95,9 +95,9 @@ class CSCM(nn.Module):
         if self.kind in ("max", "avg"):
             return 0
         sizes = level_sizes(size.steps, self.windows)
-        weights = [level.get_submodule("conv").weight for level in self.levels]
-        convs = sum(n * w.numel() for n, w in zip(sizes[1:], weights, strict=True))
-        return convs + (sum(sizes) * self.up.weight.numel() if self.kind == "bottleneck" else 0)
+        convs = [m for m in self.levels.modules() if isinstance(m, nn.Conv1d)]
+        macs = sum(n * m.weight.numel() for n, m in zip(sizes[1:], convs, strict=True))
+        return macs + (sum(sizes) * self.up.weight.numel() if self.kind == "bottleneck" else 0)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, windows={self.windows}, kind={self.kind!r}"

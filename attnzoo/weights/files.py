@@ -35,7 +35,8 @@ def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"state_dict={str(path)!r} holds more than tensors, or is damaged; nothing of it was "
-            f"run. Save its weights alone: torch.save(module.state_dict(), ...) ({_first(error)})"
+            "run. Save its weights alone: torch.save(module.state_dict(), ...) "
+            f"({_first_line(error)})"
         ) from None
     except Exception as error:  # whatever the unpickler stumbles over in a damaged file
         raise _unreadable(file, error) from None
@@ -75,8 +76,8 @@ def _is_weights(value: Any) -> bool:
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"state_dict={str(file)!r} cannot be read as weights: {_first(error)}")
+    return ValueError(f"state_dict={str(file)!r} cannot be read as weights: {_first_line(error)}")
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0][:200]

@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import attnzoo
+from attnzoo import registry
 from attnzoo.registry import KnownVariant, find
 
 Weights = dict[str, Tensor]
@@ -90,6 +91,37 @@ def test_faults_are_named(weights: Weights) -> None:
         attnzoo.from_upstream("se", {}, c=32)
     with pytest.raises(ValueError, match="missing: nowhere"):
         attnzoo.from_upstream("se", weights, c=32, prefix="nowhere")
+
+
+def test_transposed_weights_are_refused(weights: Weights) -> None:
+    """They have as many numbers; only axes of length one may come and go."""
+    weights["fc.0.weight"] = weights["fc.0.weight"].mT.contiguous()
+    with pytest.raises(ValueError, match=r"fc\.0\.weight of shape \(32, 2\) for \(2, 32\)"):
+        attnzoo.from_upstream("se", weights, c=32)
+
+
+class Scale(nn.Module):
+    """Scales each channel."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def test_idle_layers_go_by_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
+    namings = {"scale.w": "weight", "gc": None, "old.*.norm": None}
+    attnzoo.register("scale", Scale, layout="image", upstream=namings)
+    theirs, one = {"scale.w": torch.arange(4.0)}, torch.ones(1)
+    for idle in ("gc.weight", "gc", "old.3.norm.bias"):
+        block = attnzoo.from_upstream("scale", {**theirs, idle: one}, c=4)
+        assert torch.equal(block.weight, theirs["scale.w"])
+    for other in ("gcustom.weight", "gc2", "old.norm.bias", "old.3.norms", "old.3.4.norm", "a.gc"):
+        with pytest.raises(ValueError, match=f"unexpected: {other}$"):
+            attnzoo.from_upstream("scale", {**theirs, other: one}, c=4)
 
 
 def test_what_is_no_state_dict_is_refused(weights: Weights) -> None:

@@ -1,0 +1,183 @@
+"""Which key of a state dict holds which parameter of a block: prefixes, namings, shapes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..registry import Entry, KeyMap
+
+# What wrappers of a module put into its keys, in the middle too; such names tell no layer.
+_WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+
+
+class Match(NamedTuple):
+    """How a state dict fits one naming under one prefix."""
+
+    prefix: str
+    keys: dict[str, str]  # ours -> theirs, prefix included
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every key is there, no other is, and all shapes agree."""
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    @property
+    def faults(self) -> int:
+        """How far it is from fitting; a key that is missing counts twice."""
+        return 2 * len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+
+def without_wrappers(key: str) -> str:
+    """A key without the names that torch.compile, FSDP and checkpointing add."""
+    return _WRAPPERS.sub("", key)
+
+
+def best_match(
+    entry: Entry, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str | None
+) -> Match:
+    """The one match that fits, else the nearest.
+
+    Args:
+        entry: the block's, whose namings are tried, and our own.
+        own: the block's state dict.
+        state_dict: theirs.
+        prefix: the one prefix to try; of None all that the keys suggest.
+
+    Raises:
+        ValueError: several prefixes fit.
+    """
+    tried = [
+        _match(naming, own, state_dict, candidate, alone=prefix != "")
+        for naming in (*entry.upstream, {})
+        for candidate in _prefixes(naming, own, state_dict, prefix)
+    ]
+    fitting = list({m.prefix: m for m in reversed(tried) if m.fits}.values())
+    if len(fitting) > 1:
+        found = ", ".join(repr(m.prefix) for m in sorted(fitting))
+        raise ValueError(
+            f"{len(fitting)} places of state_dict hold the weights of a {entry.name!r}: {found}; "
+            "pick one with prefix="
+        )
+    return fitting[0] if fitting else min(tried, key=lambda m: m.faults)
+
+
+def _prefixes(
+    naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], given: str | None
+) -> list[str]:
+    """The prefix given, else all under which a key of the block stands."""
+    if given is not None:
+        return [given if not given or given.endswith(".") else f"{given}."]
+    ends = {_theirs(naming, ours) for ours in own if not _is_counter(ours)}
+    return sorted(
+        {""}
+        | {
+            key[: len(key) - len(end)]
+            for end in ends
+            for key in state_dict
+            if key.endswith(f".{end}")
+        }
+    )
+
+
+def _match(
+    naming: KeyMap,
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    alone: bool,
+) -> Match:
+    """How the keys under `prefix` fit; unless `alone`, other layers may stand beside the block."""
+    expected = {ours: prefix + _theirs(naming, ours) for ours in own}
+    keys = {ours: theirs for ours, theirs in expected.items() if theirs in state_dict}
+    idle = [_path_pattern(theirs) for theirs, ours in naming.items() if ours is None]
+    taken = set(expected.values())
+    layers = {theirs.split(".", 1)[0] for theirs in taken}
+    return Match(
+        prefix=prefix.removesuffix("."),
+        keys=keys,
+        missing=[
+            theirs
+            for ours, theirs in expected.items()
+            if ours not in keys and not _is_counter(ours)
+        ],
+        unexpected=[
+            key
+            for key in state_dict
+            if key.startswith(prefix)
+            and key not in taken
+            and (alone or key.split(".", 1)[0] in layers)
+            and not any(pattern.match(key[len(prefix) :]) for pattern in idle)
+        ],
+        misshaped=[
+            f"{theirs} of shape {tuple(state_dict[theirs].shape)} for {tuple(own[ours].shape)}"
+            for ours, theirs in keys.items()
+            if _squeezed(state_dict[theirs]) != _squeezed(own[ours])
+        ],
+    )
+
+
+def _theirs(naming: KeyMap, ours: str) -> str:
+    """The authors' key of one of our keys: the longest of our paths that leads to it."""
+    best = ("", ours)
+    for theirs, path in naming.items():
+        if path is None:
+            continue
+        found = _path_pattern(path).match(ours)
+        if found and len(path) >= len(best[0]):
+            names = iter(found.groups())
+            best = (path, re.sub(r"\*", lambda _: next(names), theirs) + ours[found.end() :])  # noqa: B023
+    return best[1]
+
+
+def _path_pattern(path: str) -> re.Pattern[str]:
+    """Matches a dotted path at the start of a key, whole names only; "*" is one name."""
+    return re.compile(re.escape(path).replace(r"\*", r"([^.]+)") + r"(?=\.|$)")
+
+
+def _squeezed(tensor: Tensor) -> tuple[int, ...]:
+    """The shape without axes of length one, which the namings of one layer differ in."""
+    return tuple(n for n in tensor.shape if n != 1)
+
+
+def _is_counter(key: str) -> bool:
+    """Whether a key is a BatchNorm's count of batches, which old checkpoints lack."""
+    return key.endswith("num_batches_tracked")
+
+
+def complaint(entry: Entry, match: Match, keys: Iterable[str]) -> str:
+    """What is wrong with the keys; and the well-known variant of the block whose keys they are."""
+    where = f" under {match.prefix!r}" if match.prefix else ""
+    faults = [
+        f"{label}: {', '.join(found[:8])}{f' and {len(found) - 8} more' * (len(found) > 8)}"
+        for label, found in (
+            ("missing", match.missing),
+            ("unexpected", match.unexpected),
+            ("of another shape", match.misshaped),
+        )
+        if found
+    ]
+    return (
+        f"state_dict does not hold the weights of this {entry.name!r}{where}; {'; '.join(faults)}"
+        f"{_known_variant(entry, keys)}"
+    )
+
+
+def _known_variant(entry: Entry, keys: Iterable[str]) -> str:
+    for variant in entry.known_variants:
+        lacks = not any(_contains(keys, (key,)) for key in variant.lacks)
+        if _contains(keys, variant.keys) and lacks:
+            return (
+                f"; these keys are those of {variant.whose}, which {variant.computes}: "
+                "its weights do not carry over"
+            )
+    return ""
+
+
+def _contains(keys: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Whether every wanted key is there, under any prefix."""
+    return all(any(f".{key}".endswith(f".{end}") for key in keys) for end in wanted)

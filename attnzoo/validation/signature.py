@@ -113,8 +113,8 @@ def _refuse_huge(name: str, init: Callable[[], None], values: Mapping[str, Any])
     try:
         with torch.device("meta"):
             init()
-    except (_TooLargeError, RuntimeError, OverflowError, MemoryError, ValueError) as error:
-        if isinstance(error, ValueError) and "verflow" not in str(error):
+    except (_TooLargeError, RuntimeError, MemoryError, ArithmeticError, TypeError, ValueError) as e:
+        if isinstance(e, (TypeError, ValueError)) and "verflow" not in str(e):
             raise
         shown = ", ".join(f"{key}={messages.shown(value)}" for key, value in values.items())
         size = f"{count:,} or more" if count >= limit else "more"

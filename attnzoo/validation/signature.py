@@ -4,11 +4,13 @@ The registry wraps the `__init__` of every class it is given, so that `attnzoo.b
 the class called directly refuse the same things in the same words.
 """
 
+import contextlib
 import functools
 import inspect
 import math
+import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 import torch
@@ -19,7 +21,7 @@ from . import messages, types
 
 MAX_PARAMETERS = 2**31  # no attention block is near it, and torch may die on allocating more
 MAX_META_PARAMETERS = 2**59  # tensors without memory: what torch can still count the bytes of
-_PLAINLY_SMALL = 2**14  # integer arguments of a smaller product make no block too large
+_MAYBE_LARGE = 2**22  # a product of all arguments from which the build is tried on meta first
 
 
 def bind(
@@ -83,8 +85,11 @@ def enforce_signature(name: str, cls: type[nn.Module]) -> None:
     @functools.wraps(init)
     def __init__(self: nn.Module, /, *args: Any, **config: Any) -> None:
         values = bind(name, cls, args, config)
-        _refuse_huge(name, lambda: init(cls.__new__(cls), **values), values)
-        init(self, **values)
+        if _size(values.values()) >= _MAYBE_LARGE:
+            with _refusing_huge(name, values), torch.device("meta"):
+                init(cls.__new__(cls), **values)
+        with _refusing_huge(name, values):
+            init(self, **values)
 
     __init__.checked = cls  # type: ignore[attr-defined]
     cls.__init__ = __init__  # type: ignore[method-assign, assignment]
@@ -94,11 +99,10 @@ class _TooLargeError(Exception):
     """The parameters registered so far are too many."""
 
 
-def _refuse_huge(name: str, init: Callable[[], None], values: Mapping[str, Any]) -> None:
-    """Counts the parameters by a trial on the meta device, where an argument is large."""
+@contextlib.contextmanager
+def _refusing_huge(name: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Counts the parameters that are registered within it; too many raise a `ValueError`."""
     limit = MAX_META_PARAMETERS if torch.empty(0).is_meta else MAX_PARAMETERS
-    if _size(values.values()) < _PLAINLY_SMALL:
-        return
     count, thread = 0, threading.get_ident()
 
     def add(module: nn.Module, key: str, parameter: Any) -> None:
@@ -111,13 +115,12 @@ def _refuse_huge(name: str, init: Callable[[], None], values: Mapping[str, Any])
 
     hook = nn.modules.module.register_module_parameter_registration_hook(add)
     try:
-        with torch.device("meta"):
-            init()
+        yield
     except (_TooLargeError, RuntimeError, MemoryError, ArithmeticError, TypeError, ValueError) as e:
-        if isinstance(e, (TypeError, ValueError)) and "verflow" not in str(e):
+        if not (isinstance(e, _TooLargeError) or re.search("verflow|allocate|too large", str(e))):
             raise
         shown = ", ".join(f"{key}={messages.shown(value)}" for key, value in values.items())
-        size = f"{count:,} or more" if count >= limit else "more"
+        size = f"{count:,} or more" if count >= limit else "too many"
         raise ValueError(
             f"{name}({shown}) would have {size} parameters; a block has fewer than {limit:,}: "
             "take smaller sizes"

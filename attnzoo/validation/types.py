@@ -172,12 +172,12 @@ def limits(hint: Any) -> str:
 
 
 def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
+    bounds = [rule for rule in rules if not isinstance(rule, OddNumber)]
+    if not all(rule.allows(value) for rule in bounds):
+        raise ValueError(f"{name}={shown(value)} must be {' and '.join(map(str, bounds))}")
     if not all(rule.allows(value) for rule in rules):
-        near = ""
-        if any(isinstance(rule, OddNumber) for rule in rules) and value > 1:
-            near = f"; the nearest are {value - 1}, {value + 1}"
-        must = " and ".join(str(r) for r in rules if not r.allows(value))
-        raise ValueError(f"{name}={shown(value)} must be {must}{near}")
+        near = f"the nearest are {value - 1}, {value + 1}"
+        raise ValueError(f"{name}={shown(value)} must be odd; {near}")
     return value
 
 

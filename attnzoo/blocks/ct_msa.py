@@ -22,52 +22,36 @@ from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
 from ..ops.precision import autocast_disabled, upcast
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check
+from ..validation.types import Count, Depth, NonNegative, Rate, Width
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    heads: int,
-    window: int,
-    causal: bool,
-    length: int,
-    mlp_dim: int | None,
-    depth: int,
-    dropout: float,
-    attention_only: bool,
-    qkv_bias: bool,
-) -> Cost:
-    m = mlp_dim or 2 * c
-    width = min(window or at.steps, at.steps)
-    params = 4 * c * c + c + qkv_bias * 3 * c
-    macs = 4 * at.steps * c * c + 2 * -(-at.steps // width) * width * width * c
-    if attention_only:
-        return Cost(params, macs)
-    return Cost(
-        params=length * c + depth * (params + 2 * c + 2 * c * m + m + c),
-        macs=depth * (macs + 2 * at.steps * c * m),
-    )
+def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v within windows of time: (N, T, 3C) to (N, T, C).
+
+    The last window may be shorter; half precision has its scores in float32.
+    """
+    n, steps, width = qkv.shape
+    count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
+    step = torch.arange(count * window, device=qkv.device)
+    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
+    if ragged:  # the last step, repeated, fills the last window
+        qkv = qkv.index_select(1, step.clamp(max=steps - 1))
+    q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
+    with autocast_disabled(q):  # products of half precision can pass its largest number
+        scores = q @ k.mT  # NM heads W W
+    if causal:  # what fills the last window comes later than every step
+        scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
+    elif ragged:
+        blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
+        scores = scores.masked_fill(blocked, float("-inf"))
+    y: Tensor = scores.softmax(-1).to(v.dtype) @ v  # NM heads W d
+    y = y.transpose(1, 2).reshape(n, count * window, width // 3)
+    return y.index_select(1, step[:steps]) if ragged else y
 
 
-@register(
-    "ct_msa",
-    layout="sequence",
-    family="temporal",
-    example={"c": 32, "window": 6},
-    cost=cost,
-    upstream=(
-        {
-            "pos_embedding": "positions",
-            "layers.*.0": "layers.*.attention",
-            "layers.*.1.norm": "layers.*.norm",
-            "layers.*.1.fn.net.0": "layers.*.fc1",
-            "layers.*.1.fn.net.3": "layers.*.fc2",
-        },
-        {"qkv": "attention.qkv", "proj": "attention.proj"},
-    ),
-)
 class CTMSA(nn.Module):
     """Causal temporal multi-head self-attention on (..., T, C).
 
@@ -90,26 +74,20 @@ class CTMSA(nn.Module):
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        heads: int = 2,
-        window: int = 0,
+        heads: Count = 2,
+        window: NonNegative = 0,
         causal: bool = True,
-        length: int = 24,
-        mlp_dim: int | None = None,
-        depth: int = 1,
-        dropout: float = 0.0,
+        length: Count = 24,
+        mlp_dim: Width | None = None,
+        depth: Depth = 1,
+        dropout: Rate = 0.0,
         attention_only: bool = False,
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        mlp_dim = 2 * c if mlp_dim is None else mlp_dim
         check.divides(of="c", by="heads", c=c, heads=heads)
-        check.positive(length=length, mlp_dim=mlp_dim)
-        check.layers(depth=depth)
-        check.fraction(dropout=dropout)
-        if window < 0:
-            raise ValueError(f"window={window} must be at least 0; 0 takes all of T as one window")
         if attention_only and depth > 1:
             raise ValueError(
                 f"depth={depth} must be 1 with attention_only=True, which has no layers to stack"
@@ -120,23 +98,28 @@ class CTMSA(nn.Module):
             self.attention = TemporalAttention(*config)
             return
         self.positions = nn.Parameter(torch.randn(length, c))
-        self.layers = nn.ModuleList(_Layer(*config, mlp_dim) for _ in range(depth))
+        hidden = 2 * c if mlp_dim is None else mlp_dim
+        self.layers = nn.ModuleList(_Layer(*config, hidden) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attention_only:
             check.sequence(x, self.c, self.attention.proj.weight)
-            attended: Tensor = self.attention(fold(x))
-            return unfold(attended, x)
+            return unfold(self.attention(fold(x)), x)
         check.sequence(x, self.c, self.positions)
         if x.shape[-2] > self.length:
             raise ValueError(
                 f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}) and the block "
                 f"positions for length={self.length}; build it with length={x.shape[-2]}"
             )
-        y = fold(x) + self.positions[: x.shape[-2]]
+        y = fold(x).to(self.positions.dtype) + self.positions[: x.shape[-2]]
         for layer in self.layers:
             y = layer(y)
         return unfold(y, x).to(x.dtype)
+
+    def macs(self, size: InputSize) -> int:
+        if self.attention_only:
+            return self.attention.macs(size.steps)
+        return sum(layer.macs(size.steps) for layer in self.layers)
 
     def extra_repr(self) -> str:
         return f"c={self.c}" + (", attention_only=True" if self.attention_only else "")
@@ -158,9 +141,15 @@ class TemporalAttention(nn.Module):
         window = self.window or x.shape[-2]
         if not torch.compiler.is_compiling():  # a graph for any length keeps the window as it is
             window = min(window, x.shape[-2])
-        attended = windowed(self.qkv(x), self.heads, window, self.causal)
+        attended = windowed_attention(self.qkv(x), self.heads, window, self.causal)
         y: Tensor = self.dropout(self.proj(attended))
         return y
+
+    def macs(self, steps: int) -> int:
+        window = min(self.window or steps, steps)
+        pairs = -(-steps // window) * window * window
+        dense = self.qkv.weight.numel() + self.proj.weight.numel()
+        return steps * dense + 2 * pairs * self.proj.in_features
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, window={self.window}, causal={self.causal}"
@@ -192,25 +181,25 @@ class _Layer(nn.Module):
         y: Tensor = x + self.dropout(self.fc2(hidden))
         return y
 
+    def macs(self, steps: int) -> int:
+        mlp = self.fc1.weight.numel() + self.fc2.weight.numel()
+        return self.attention.macs(steps) + steps * mlp
 
-def windowed(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
-    """Attention within windows: (N, T, 3C) to (N, T, C); the last window may be shorter."""
-    n, steps, width = qkv.shape
-    count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
-    step = torch.arange(count * window, device=qkv.device)
-    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
-    if ragged:  # the last step, repeated, fills the last window
-        qkv = qkv.index_select(1, step.clamp(max=steps - 1))
-    q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
-    with autocast_disabled(q):  # products of half precision can pass its largest number
-        scores = q @ k.mT  # NM heads W W
-    if causal:  # what fills the last window comes later than every step
-        scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
-    elif ragged:
-        blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
-        scores = scores.masked_fill(blocked, float("-inf"))
-    y: Tensor = (
-        (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(n, count * window, width // 3)
-    )
-    return y.index_select(1, step[:steps]) if ragged else y
+
+register(
+    "ct_msa",
+    CTMSA,
+    layout="sequence",
+    family="temporal",
+    example={"c": 32, "window": 6},
+    upstream=(
+        {
+            "pos_embedding": "positions",
+            "layers.*.0": "layers.*.attention",
+            "layers.*.1.norm": "layers.*.norm",
+            "layers.*.1.fn.net.0": "layers.*.fc1",
+            "layers.*.1.fn.net.3": "layers.*.fc2",
+        },
+        {"qkv": "attention.qkv", "proj": "attention.proj"},
+    ),
+)

@@ -16,9 +16,9 @@ Differs: `mode="causal"` by itself still attends to later steps, as the authors'
     a mask; only `mode="causal", causal=True` is causal. Under the mask a centered key or query
     holds the (kernel_size - 1) / 2 steps after its own, so that step t of the output sees step t+1
     at kernel_size=3: the authors' classes allow that leak, here `causal=True` refuses the two
-    modes that have it. Masked scores are -inf here and -1e9 there, which float16 cannot hold.
-    Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails unless its keys are
-    segments; both work here. Even kernels, which shorten the series there, are refused.
+    modes that have it unless kernel_size=1. Masked scores are -inf here and -1e9 there, which
+    float16 cannot hold. Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails unless
+    its keys are segments; both work here. Even kernels, which shorten the series, are refused.
 Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
     T (2 c^2 kernel_size + 2 c^2) + 2 T^2 c. The authors' causal convolutions also compute
     kernel_size - 1 columns that are cut off, which do not count.
@@ -33,52 +33,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import leading
-from ..registry import Cost, Inputs, InputSize, Random, register
+from ..ops.precision import upcast
+from ..registry import Inputs, InputSize, Random, register
 from ..validation import check, messages
+from ..validation.types import Count, Counts, Odd, Rate, Width
 
 Mode = Literal["centered", "causal", "causal_query"]
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    heads: int,
-    kernel_size: int,
-    mode: Mode,
-    causal: bool,
-    segments: tuple[int, ...] | None,
-    dropout: float,
-) -> Cost:
-    dense = 2 * c * c * (kernel_size + 1)
-    return Cost(params=dense + 4 * c, macs=at.steps * dense + 2 * at.steps**2 * c)
+def trend_aware_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """softmax(q^T k / sqrt(d)) v, (N, heads, Tq, d), and the weights, (N, heads, Tq, Tk).
+
+    q (N, heads, d, Tq), k (N, heads, d, Tk), v (N, heads, Tk, d); with half precision the scores
+    are float32, which they cannot overflow.
+    """
+    scores = (upcast(q) / math.sqrt(q.shape[2])).mT @ upcast(k)
+    if causal:
+        later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    weights = F.dropout(scores.softmax(3).to(q.dtype), dropout)
+    return weights @ v, weights
 
 
-def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
-    return {"query": random(at.batch, at.steps, config["c"])}
-
-
-@register(
-    "trend_aware",
-    layout="sequence",
-    family="temporal",
-    example={"c": 64},
-    inputs=inputs,
-    cost=cost,
-    upstream=(
-        {
-            "conv1Ds_aware_temporal_context.0": "query",
-            "conv1Ds_aware_temporal_context.1": "key",
-            "linears.0": "value",
-            "linears.1": "out",
-        },
-        {
-            "query_conv1Ds_aware_temporal_context": "query",
-            "key_conv1Ds_aware_temporal_context": "key",
-            "linears.0": "value",
-            "linears.1": "out",
-        },
-    ),
-)
 class TrendAwareAttention(nn.Module):
     """Trend-aware attention over (..., T, C), or from one series to another.
 
@@ -94,26 +72,24 @@ class TrendAwareAttention(nn.Module):
         dropout: on the weights.
 
     Raises:
-        ValueError: `heads` does not divide `c`, an even kernel, segments with `mode="causal"`, or
-            `causal=True` with a mode whose centered convolutions would leak later steps.
+        ValueError: `heads` does not divide `c`, segments with `mode="causal"`, or `causal=True`
+            with a mode whose centered convolutions would leak later steps.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        heads: int = 8,
-        kernel_size: int = 3,
+        heads: Count = 8,
+        kernel_size: Odd = 3,
         mode: Mode = "centered",
         causal: bool = False,
-        segments: tuple[int, ...] | None = None,
-        dropout: float = 0.0,
+        segments: Counts | None = None,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         check.divides(of="c", by="heads", c=c, heads=heads)
-        check.odd(kernel_size=kernel_size)
-        check.fraction(dropout=dropout)
-        _check_mode(mode, causal, segments)
+        _check_mode(mode, causal, segments, kernel_size)
         self.c, self.heads, self.kernel_size, self.mode = c, heads, kernel_size, mode
         self.causal, self.segments, self.dropout = causal, segments, dropout
         sides = kernel_size // 2  # a causal convolution pads its input's past itself
@@ -142,10 +118,15 @@ class TrendAwareAttention(nn.Module):
         split = (self.heads, self.c // self.heads)
         q, k = (t.view(t.shape[0], *split, t.shape[2]) for t in (q, k))  # N heads d T
         v = v.view(*v.shape[:2], *split).transpose(1, 2)
-        weights = self._weights(q, k)
-        y: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
-        y = leading.unfold(y, query)
+        dropout = self.dropout if self.training else 0.0
+        attended, weights = trend_aware_attention(q, k, v, self.causal, dropout)
+        y = leading.unfold(self.out(attended.transpose(1, 2).flatten(2)), query)
         return (y, leading.unfold(weights, query)) if need_weights else y
+
+    def macs(self, size: InputSize) -> int:
+        layers = (self.query, self.key, self.value, self.out)
+        dense = sum(layer.weight.numel() for layer in layers)
+        return size.steps * dense + 2 * size.steps**2 * self.c
 
     def extra_repr(self) -> str:
         return (
@@ -162,14 +143,6 @@ class TrendAwareAttention(nn.Module):
             whole: Tensor = conv(series)
             return whole
         return torch.cat([conv(part) for part in torch.split(series, list(self.segments), 2)], 2)
-
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        exact = torch.promote_types(q.dtype, torch.float32)
-        scores = (q.to(exact) / math.sqrt(q.shape[2])).mT @ k.to(exact)  # N heads Tq Tk
-        if self.causal:
-            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(later, -math.inf)
-        return F.dropout(scores.softmax(3).to(q.dtype), self.dropout, self.training)
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         for name, x in (("query", query), ("key", key), ("value", value)):
@@ -198,18 +171,44 @@ class TrendAwareAttention(nn.Module):
                     )
 
 
-def _check_mode(mode: Mode, causal: bool, segments: tuple[int, ...] | None) -> None:
-    if causal and mode != "causal":
+def _check_mode(
+    mode: Mode, causal: bool, segments: tuple[int, ...] | None, kernel_size: int
+) -> None:
+    if causal and mode != "causal" and kernel_size > 1:
         raise ValueError(
             f"causal=True with mode={mode!r} would not be causal: centered convolutions hold later "
-            "steps, which the mask cannot hide; take mode='causal'"
+            "steps, which the mask cannot hide; take mode='causal' or kernel_size=1"
         )
-    if segments is not None:
-        if not segments:
-            raise ValueError("segments=() must have at least one length; None is one segment")
-        check.positive(**{f"segments[{i}]": s for i, s in enumerate(segments)})
-        if mode == "causal":
-            raise ValueError(
-                f"segments={messages.shown(segments)} with mode='causal': causal convolutions run "
-                "over the whole series; take mode='centered' or 'causal_query', or segments=None"
-            )
+    if segments is not None and mode == "causal":
+        raise ValueError(
+            f"segments={messages.shown(segments)} with mode='causal': causal convolutions run "
+            "over the whole series; take mode='centered' or 'causal_query', or segments=None"
+        )
+
+
+def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
+    return {"query": random(size.batch, size.steps, config["c"])}
+
+
+register(
+    "trend_aware",
+    TrendAwareAttention,
+    layout="sequence",
+    family="temporal",
+    example={"c": 64},
+    inputs=inputs,
+    upstream=(
+        {
+            "conv1Ds_aware_temporal_context.0": "query",
+            "conv1Ds_aware_temporal_context.1": "key",
+            "linears.0": "value",
+            "linears.1": "out",
+        },
+        {
+            "query_conv1Ds_aware_temporal_context": "query",
+            "key_conv1Ds_aware_temporal_context": "key",
+            "linears.0": "value",
+            "linears.1": "out",
+        },
+    ),
+)

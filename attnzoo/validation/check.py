@@ -160,6 +160,45 @@ def image_series(
     _tensor(name, x, "image_series", c, like)
 
 
+def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Tensor:
+    """`value`, one for each step, with shape `steps`; (T,) stands for every sample."""
+    dense(name, value, f"of shape {tuple(steps)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, x on {x.device}; move one")
+    if tuple(value.shape) not in (tuple(steps), tuple(steps[-1:])):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; it must be {tuple(steps)} or "
+            f"{tuple(steps[-1:])}, one for each step of x"
+        )
+    return value.expand(steps)
+
+
+def days(value: Tensor | None, steps: Sequence[int], x: Tensor, *, look: bool) -> Tensor:
+    """`positions`, real numbers with shape `steps`; `look` for values that are not finite."""
+    if value is None:
+        raise ValueError(
+            "positions is missing: pass the days of the steps, positions=tensor of shape "
+            f"{tuple(steps)}, or build with positions=False"
+        )
+    value = per_step(value, steps, x, name="positions")
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"positions is {value.dtype}; it must be real numbers, the steps' days")
+    if look and value.device.type == "cpu" and not value.isfinite().all():  # no wait on CUDA
+        raise ValueError("positions has values that are not finite; give every step a day")
+    return value
+
+
+def padding_mask(mask: Tensor | None, steps: Sequence[int], x: Tensor) -> Tensor | None:
+    """`key_padding_mask` with shape `steps`, True where a step is to be ignored; None stays."""
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        raise TypeError(
+            f"key_padding_mask is {mask.dtype}; it must be torch.bool, True where a step is ignored"
+        )
+    return per_step(mask, steps, x, name="key_padding_mask")
+
+
 def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
     """Train-mode BatchNorm sees more than one value a channel; SyncBatchNorm counts all ranks.
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.testing.work import work
+from attnzoo.testing.distributions import assert_normal, assert_uniform
 
 from contract import randomize_parameters
 from tolerances import assert_close
@@ -220,6 +222,20 @@ def test_no_tensor_of_all_projected_steps_exists() -> None:
     assert largest.size <= x.numel()  # d_model / c = 16 times less than (B H W, T, d_model)
 
 
+def executed(block: Any, size: attnzoo.InputSize) -> int:
+    """The folded form's multiply-adds for one sample, or the 2020 form's, which projects steps."""
+    pixels = size.height * size.width if block.layout == "image_series" else 1
+    c, width, heads, steps = block.c, block.width, block.heads, size.steps
+    hidden = sum(m.weight.numel() for m in block.mlp if isinstance(m, nn.Linear))
+    projected, coded = block.inconv is not None, block.variant == "2d" and block.positions
+    codes = coded * steps * width * (1 + pixels)  # in the scores once, in the sums at each pixel
+    if block.variant == "2d" and projected:
+        folded = pixels * (2 * steps * heads * c + c * width) + heads * width * c
+        return folded + codes + pixels * hidden
+    step = heads * width + width + projected * c * width
+    return pixels * (steps * step + hidden) + codes
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -242,7 +258,46 @@ def test_closed_forms_hold_for_every_option(config: dict[str, Any]) -> None:
     form = entry.closed_form(extent, **settings)
     assert form is not None
     assert form.params == sum(p.numel() for p in block.parameters())
-    assert form.executed == work(block, inputs).macs
+    assert form.macs == block.macs(extent)
+    assert work(block, inputs).macs == executed(block, extent)
+
+
+@pytest.mark.parametrize("variant", ["2d", "original"])
+def test_initial_distributions(variant: str) -> None:
+    """Queries and keys from N(0, 2 / d_k), the rest torch's own."""
+    torch.manual_seed(0)
+    config = {"heads": 64, "d_k": 8, "d_model": 512, "mlp": [512, 256], "variant": variant}
+    block = attnzoo.build("ltae", 128, **config)
+    for weight in (block.query, block.key.weight):
+        assert_normal(weight, 0.5)
+    assert_uniform(block.key.bias, 512**-0.5)
+    assert_uniform(block.inconv.weight, 128**-0.5)
+    assert_uniform(block.inconv.bias, 128**-0.5)
+    assert_uniform(block.mlp[0].weight, 512**-0.5)
+    assert_uniform(block.mlp[0].bias, 512**-0.5)
+    norms = [block.in_norm, block.mlp[1], block.out_norm]
+    for norm in norms if variant == "2d" else [*norms, block.inconv_norm]:
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+        assert norm.eps == 1e-5
+    assert block.mlp[1].momentum == 0.1
+
+
+def test_one_pixel_with_one_channel_a_group_gives_the_bias() -> None:
+    """torch's own layer refuses to normalize one value."""
+    block = built(mlp=[18, 3], layout="sequence").eval()
+    y = block(torch.randn(7, 12, dtype=torch.float64), positions=torch.arange(7))
+    assert_close(y, block.out_norm.bias)
+
+
+def test_a_long_table_takes_no_memory_on_meta() -> None:
+    tracemalloc.start()
+    try:
+        block = attnzoo.build("ltae", 256, variant="original", length=10**7, device="meta")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert block.position_enc.weight.shape == (10**7 + 1, 256)
 
 
 def test_a_checkpoint_and_its_copies_load() -> None:

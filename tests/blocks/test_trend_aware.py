@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.distributions import assert_uniform
 
 from contract import randomize_parameters
 from tolerances import assert_close
@@ -78,6 +79,10 @@ CASES = [
         ("causal_query", {"segments": [4, 5]}),
     )
 ]
+CASES += [
+    {"mode": "centered", "kernel_size": 1, "causal": True, "segments": [2, 4, 3]},
+    {"mode": "causal_query", "kernel_size": 1, "causal": True},
+]
 
 
 @pytest.mark.parametrize("config", CASES, ids=str)
@@ -132,9 +137,12 @@ def seen(block: nn.Module, *, of: str = "all") -> Tensor:
     return torch.stack(columns, 1)
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_causal_mode_with_the_mask_sees_no_later_step(kernel_size: int) -> None:
-    block = built(mode="causal", causal=True, kernel_size=kernel_size)
+@pytest.mark.parametrize(
+    ("mode", "kernel_size"),
+    [("causal", 1), ("causal", 3), ("causal", 7), ("centered", 1), ("causal_query", 1)],
+)
+def test_with_the_mask_no_later_step_is_seen(mode: str, kernel_size: int) -> None:
+    block = built(mode=mode, causal=True, kernel_size=kernel_size)
     assert torch.equal(seen(block), torch.ones(T, T).tril().bool())
 
 
@@ -186,6 +194,17 @@ def test_dropout_is_on_the_weights() -> None:
         assert not torch.equal(block(x), block(x))
 
 
+@pytest.mark.parametrize("kernel_size", [1, 5])
+def test_initial_distributions(kernel_size: int) -> None:
+    """Xavier's uniform weights in all four layers, torch's own biases."""
+    torch.manual_seed(0)
+    block = attnzoo.build("trend_aware", 96, kernel_size=kernel_size)
+    for layer in (block.query, block.key, block.value, block.out):
+        fan = 96 * layer.weight[0, 0].numel()
+        assert_uniform(layer.weight, (6 / (2 * fan)) ** 0.5)
+        assert_uniform(layer.bias, fan**-0.5)
+
+
 def test_scores_do_not_overflow_in_half_precision() -> None:
     block = built(mode="causal", causal=True).half()
     with torch.no_grad():
@@ -205,7 +224,7 @@ def test_scores_do_not_overflow_in_half_precision() -> None:
         ({"kernel_size": 0}, "kernel_size=0 must be at least 1"),
         ({"mode": "centred"}, "did you mean 'centered'"),
         ({"mode": "causal", "segments": [4, 5]}, r"segments=\(4, 5\) with mode='causal'"),
-        ({"segments": []}, "at least one length"),
+        ({"segments": []}, r"segments=\(\) must be of one item at least"),
         ({"segments": [4, 0]}, r"segments\[1\]=0 must be at least 1"),
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],

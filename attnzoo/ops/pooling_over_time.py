@@ -1,0 +1,66 @@
+"""A pixel's series normalized and pooled over time: the shared parts of temporal encoders."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import upcast
+
+
+def group_norm_over_time(
+    x: Tensor, groups: int, eps: float, padded: Tensor | None = None
+) -> Tensor:
+    """Normalizes (B, P, C, T) by the mean and variance over a group's channels and all steps.
+
+    Padded steps, True in `padded` (B, T), have no part in the statistics and become zero.
+    """
+    b, p, c, t = x.shape
+    if padded is None:
+        return torch.group_norm(x.flatten(0, 1), groups, eps=eps).view(b, p, c, t)
+    hidden = padded[:, None, None, None, :]
+    grouped = upcast(x.reshape(b, p, groups, c // groups, t)).masked_fill(hidden, 0)
+    count = (~hidden).sum(4, keepdim=True).clamp(min=1) * grouped.shape[3]
+    mean = grouped.sum((3, 4), keepdim=True) / count
+    centered = (grouped - mean).masked_fill(hidden, 0)
+    variance = centered.square().sum((3, 4), keepdim=True) / count
+    return (centered * (variance + eps).rsqrt()).flatten(2, 3).to(x.dtype)
+
+
+def attention_pool(
+    tokens: Tensor,
+    query: Tensor,
+    offset: Tensor,
+    padded: Tensor | None = None,
+    groups: int = 1,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Pools (B, P, C, T) over T by the weights softmax_T(query . tokens + offset) of each head.
+
+    Args:
+        tokens: (B, P, C, T), what is scored and pooled.
+        query: (heads, C), scaled.
+        offset: (B or 1, heads, T or 1), added to the scores.
+        padded: (B, T), True where a step has no weight; a row of nothing else has equal weights.
+        groups: 1: every head pools all channels; `heads`: each its own group of them.
+        dropout: rate at which weights are zeroed.
+
+    Returns:
+        The pooled channels (B, P, heads, C / groups) and the weights (B, P, heads, T).
+    """
+    b, p, c, t = tokens.shape
+    heads = query.shape[0]
+    flat = tokens.flatten(0, 1)
+    scores = torch.bmm(query.to(flat.dtype).expand(flat.shape[0], -1, -1), flat)
+    scores = scores.view(b, p, heads, t) + offset[:, None]
+    if padded is not None:
+        hidden = padded[:, None, None]
+        scores = scores.masked_fill(hidden, -math.inf)
+        scores = scores.masked_fill(hidden.all(3, keepdim=True), 0)
+    weights = scores.softmax(3).to(tokens.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    grouped = flat.reshape(b * p * groups, c // groups, t)
+    pooled = torch.bmm(weights.reshape(b * p * groups, heads // groups, t), grouped.mT)
+    return pooled.view(b, p, heads, c // groups), weights

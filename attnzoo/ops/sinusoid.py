@@ -1,0 +1,15 @@
+"""Sinusoids of positions or days, the positional codes of attention over time."""
+
+import torch
+from torch import Tensor
+
+
+def sinusoid(positions: Tensor, width: int, period: float) -> Tensor:
+    """(...) to (..., width): sin and cos by turns of positions / period^(2 floor(i / 2) / width).
+
+    The powers of the period are float32, as in the published codes, whatever the positions' dtype.
+    """
+    i = torch.arange(width, device=positions.device)
+    powers = torch.pow(period, 2 * (i.float() // 2) / width).to(positions.dtype)
+    angle = positions[..., None] / powers
+    return torch.where(i % 2 == 0, angle.sin(), angle.cos())

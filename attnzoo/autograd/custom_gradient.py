@@ -33,11 +33,13 @@ class Pair(NamedTuple):
             where `needs` is False or the argument is no tensor.
         min_numel: calls whose first argument has fewer numbers take the reference form, which
             was measured to be faster there.
+        half: whether it computes half precision, too; else the reference form does.
     """
 
     forward: Callable[..., tuple[Any, tuple[Tensor, ...]]]
     backward: Callable[..., tuple[Tensor | None, ...]]
     min_numel: int = 0
+    half: bool = True
 
 
 def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]:
@@ -48,7 +50,11 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
 
     @functools.wraps(reference)
     def function(*args: Any) -> Any:
-        if needs_reference_form(*args) or args[0].numel() < pair.min_numel:
+        if (
+            needs_reference_form(*args)
+            or args[0].numel() < pair.min_numel
+            or (args[0].dtype.itemsize < 4 and not pair.half)
+        ):
             return reference(*args)  # type: ignore[call-arg]
         if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
             return _Function.apply(reference, pair, *args)

@@ -16,6 +16,8 @@ Cost: with W = window (T where 0), m = mlp_dim, n = ceil(T / W): parameters leng
     3 c a layer; `attention_only` has neither positions, LayerNorm nor MLP: 4 c^2 + c.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,7 +121,7 @@ class CTMSA(nn.Module):
     def macs(self, size: InputSize) -> int:
         if self.attention_only:
             return self.attention.macs(size.steps)
-        return sum(layer.macs(size.steps) for layer in self.layers)
+        return sum(cast(_Layer, layer).macs(size.steps) for layer in self.layers)
 
     def extra_repr(self) -> str:
         return f"c={self.c}" + (", attention_only=True" if self.attention_only else "")

@@ -19,57 +19,33 @@ Cost: with t = heads dim and S scales, parameters 3 t c + sum_s 3 t (s^2 + dim) 
     size; the authors' order where H W <= dim has H W for dim + 1.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autograd import CustomGradient
+from ..autograd import custom_gradient, relu_linear
+from ..autograd.depthwise import depthwise
 from ..ops import memory_format
-from ..ops.depthwise import depthwise
 from ..ops.precision import autocast_disabled, upcast
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check
+from ..validation.types import AtLeast, Odd, Width
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    c_out: int | None,
-    dim: int,
-    heads_ratio: float,
-    scales: tuple[int, ...],
-    eps: float,
-) -> Cost:
-    out = c_out or c
-    t = int(c // dim * heads_ratio) * dim
-    fields = 1 + len(scales)
-    weights = 3 * t * c + sum(3 * t * (s * s + dim) for s in scales) + fields * t * out
-    pixels = at.height * at.width
-    theirs = pixels if pixels <= dim else dim + 1
-    return Cost(
-        params=weights + 2 * out,
-        macs=pixels * (weights + 2 * fields * t * theirs),
-        macs_executed=pixels * (weights + 2 * fields * t * (dim + 1)),
-    )
+def relu_linear_attention(z: Tensor, dim: int, eps: float) -> Tensor:
+    """(N, 3 dim, T), a head's queries, keys and values in that order, to (N, dim, T)."""
+    q, k, v = z[:, :dim].relu(), z[:, dim : 2 * dim].relu(), z[:, 2 * dim :]
+    v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights: N dim+1 T
+    o = (v @ k.mT) @ q  # N dim+1 T
+    total = o[:, dim:]  # where it is 0 every product is, and no eps need say so
+    return o[:, :dim] / torch.where(total > 0, total + eps, 1.0)
 
 
-@register(
-    "relu_linear",
-    layout="image",
-    family="token",
-    example={"c": 64},
-    cost=cost,
-    upstream={  # timm has the same names
-        "qkv.conv": "qkv",
-        "aggreg.*.0": "depthwise.*",
-        "aggreg.*.1": "pointwise.*",
-        "proj.conv": "proj",
-        "proj.norm": "norm",
-    },
-)
+relu_linear_attention = custom_gradient(relu_linear_attention, relu_linear.pair)
+
+
 class LiteMLA(nn.Module):
     """Multi-scale ReLU linear attention on (B, C, H, W).
 
@@ -82,26 +58,21 @@ class LiteMLA(nn.Module):
         eps: added to the normaliser.
 
     Raises:
-        ValueError: no head is left, a scale is even, or eps is negative.
+        ValueError: no head is left.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        c_out: int | None = None,
-        dim: int = 8,
+        c_out: Width | None = None,
+        dim: Width = 8,
         heads_ratio: float = 1.0,
-        scales: tuple[int, ...] = (5,),
-        eps: float = 1e-15,
+        scales: tuple[Odd, ...] = (5,),
+        eps: Annotated[float, AtLeast(0)] = 1e-15,
     ) -> None:
         super().__init__()
         out = c if c_out is None else c_out
-        check.positive(c=c, c_out=out, dim=dim)
-        for i, scale in enumerate(scales):
-            check.odd(**{f"scales[{i}]": scale})
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps={eps} must be at least 0 and finite, such as 1e-15")
         heads = _heads(c, dim, heads_ratio)
         self.c, self.dim, self.heads, self.eps = c, dim, heads, eps
         width = 3 * heads * dim
@@ -130,9 +101,16 @@ class LiteMLA(nn.Module):
         b, _, h, w = z.shape
         heads = upcast(z.reshape(b * self.heads, 3 * self.dim, h * w))
         with autocast_disabled(heads):
-            o = _linear_attention(heads, self.dim, self.eps)
+            o = relu_linear_attention(heads, self.dim, self.eps)
         y: Tensor = o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
         return y
+
+    def macs(self, size: InputSize) -> int:
+        pixels, fields = size.height * size.width, 1 + len(self.depthwise)
+        layers = (self.qkv, *self.depthwise, *self.pointwise, self.proj)
+        weights = sum(cast(nn.Conv2d, layer).weight.numel() for layer in layers)
+        products = pixels if pixels <= self.dim else self.dim + 1  # the cheaper order
+        return pixels * (weights + 2 * fields * self.heads * self.dim * products)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, dim={self.dim}, heads={self.heads}, eps={self.eps}"
@@ -147,53 +125,6 @@ def _grouped(z: Tensor, weight: Tensor) -> Tensor:
     return y.view(b, c, h, w)
 
 
-def _plain(z: Tensor, dim: int, eps: float) -> Tensor:
-    """ReLU linear attention of (N, 3 dim, T), queries, keys and values in that order."""
-    q, k, v = _relus(z, dim)
-    v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights: N dim+1 T
-    o = (v @ k.mT) @ q  # N dim+1 T
-    return o[:, :dim] / _divisor(o[:, dim:], eps)
-
-
-def _relus(z: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    return z[:, :dim].relu(), z[:, dim : 2 * dim].relu(), z[:, 2 * dim :]
-
-
-def _divisor(total: Tensor, eps: float) -> Tensor:
-    """The sum of a query's weights; where it is 0 every product is, and no eps need say so."""
-    return torch.where(total > 0, total + eps, 1.0)
-
-
-def _forward(z: Tensor, dim: int, eps: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-    q, k, v = _relus(z, dim)
-    sums, weight = v @ k.mT, k.sum(2, keepdim=True)  # N dim dim, N dim 1
-    divisor = _divisor(weight.mT @ q, eps)
-    y = (sums @ q).div_(divisor)
-    return y, (y, sums, weight, divisor)
-
-
-def _backward(
-    needs: Sequence[bool], args: Sequence[Any], saved: Sequence[Tensor], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    z, dim, _ = args
-    y, sums, weight, divisor = saved
-    q, k, v = _relus(z, dim)
-    g = grad / divisor
-    d_total = torch.linalg.vecdot(g, y, dim=1).neg_().unsqueeze(1)  # N 1 T
-    d_z = torch.empty_like(z)
-    d_q, d_k, d_v = d_z[:, :dim], d_z[:, dim : 2 * dim], d_z[:, 2 * dim :]
-    d_sums = g @ q.mT
-    through_relu = torch.ops.aten.threshold_backward
-    d_weight = q @ d_total.mT  # N dim 1
-    through_relu((sums.mT @ g).baddbmm_(weight, d_total), q, 0, grad_input=d_q)
-    through_relu((d_sums.mT @ v).add_(d_weight), k, 0, grad_input=d_k)
-    d_v.copy_(d_sums @ k)
-    return d_z, None, None
-
-
-_linear_attention = CustomGradient(_plain, _forward, _backward)
-
-
 def _heads(c: int, dim: int, heads_ratio: float) -> int:
     heads = int(c // dim * heads_ratio)
     if heads < 1:
@@ -202,3 +133,19 @@ def _heads(c: int, dim: int, heads_ratio: float) -> int:
             f"c={c}, dim={dim}; take dim={min(dim, c)} or less with heads_ratio=1.0 or more"
         )
     return heads
+
+
+register(
+    "relu_linear",
+    LiteMLA,
+    layout="image",
+    family="token",
+    example={"c": 64},
+    upstream={  # timm has the same names
+        "qkv.conv": "qkv",
+        "aggreg.*.0": "depthwise.*",
+        "aggreg.*.1": "pointwise.*",
+        "proj.conv": "proj",
+        "proj.norm": "norm",
+    },
+)

@@ -23,12 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import autograd
+from ..autograd import custom_gradient, swiftformer
 from ..ops import leading
 from ..ops.precision import autocast_disabled, upcast
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
+
+_EPS = 1e-12  # the authors'
 
 
 def efficient_additive_attention(
@@ -43,20 +45,23 @@ def efficient_additive_attention(
     w_f: Tensor,
     b_f: Tensor,
     scale: float,
+    eps: float,
 ) -> Tensor:
-    """(B, T, C) to (B, T, token_dim): linear layers q, k, P and F, and w_g (D, 1)."""
+    """(B, T, C) to (B, T, token_dim): weights and biases of q, k, P and F, and w_g (D, 1).
+
+    `scale` is 1 / sqrt(token_dim); a vector shorter than `eps` is divided by it.
+    """
     q, k = F.linear(x, w_q, b_q), F.linear(x, w_k, b_k)  # B T D
     given = q.dtype
-    q, k = _unit(q), _unit(k)
+    q, k = (F.normalize(upcast(t), dim=2, eps=eps) for t in (q, k))
     with autocast_disabled(q):
         score = q @ upcast(w_g)  # B T 1
-    a = _unit(score * scale, over=1)
+    a = F.normalize(score * scale, dim=1, eps=eps)
     g = (a * q).sum(1, keepdim=True)  # B 1 D
     return F.linear(F.linear((g * k).to(given), w_p, b_p) + q.to(given), w_f, b_f)
 
 
-def _unit(x: Tensor, over: int = -1) -> Tensor:
-    return F.normalize(upcast(x), dim=over, eps=autograd.swiftformer.EPS)
+efficient_additive_attention = custom_gradient(efficient_additive_attention, swiftformer.pair)
 
 
 class EfficientAdditiveAttention(nn.Module):
@@ -95,3 +100,25 @@ class EfficientAdditiveAttention(nn.Module):
         check.sequence(x, self.c, self.w_g)
         return leading.unfold(self._attend(leading.fold(x)), x)
 
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, p, f = self.to_query, self.to_key, self.proj, self.final
+        layers = (q.weight, q.bias, k.weight, k.bias, self.w_g, p.weight, p.bias, f.weight, f.bias)
+        return efficient_additive_attention(x, *layers, self.token_dim**-0.5, _EPS)
+
+    def macs(self, size: InputSize) -> int:
+        tokens = size.height * size.width if self.layout == "image" else size.steps
+        layers = (self.to_query, self.to_key, self.proj, self.final)
+        return tokens * (self.w_g.numel() + sum(layer.weight.numel() for layer in layers))
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, token_dim={self.token_dim}, heads={self.heads}, layout={self.layout!r}"
+
+
+register(
+    "swiftformer",
+    EfficientAdditiveAttention,
+    layout=("image", "sequence"),
+    family="token",
+    example={"c": 64},
+    upstream={"Proj": "proj"},  # timm and Hugging Face have our names
+)

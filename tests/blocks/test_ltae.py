@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
-from attnzoo.testing.work import work
 from attnzoo.testing.distributions import assert_normal, assert_uniform
+from attnzoo.testing.work import work
 
 from contract import randomize_parameters
 from tolerances import assert_close

@@ -35,7 +35,7 @@ REFUSED = [
     ("se", {}, "missing a required argument: 'c'; its signature is se"),
     ("sknet", {"c": 64, "branches": 10**9}, "branches=1000000000 must be .*at most 1000"),
     ("ct_msa", {"c": 8, "depth": 10**9}, "depth=1000000000 must be .*at most 1000"),
-    ("pyraformer", {"c": 8, "n_layers": 10**9}, "n_layers=1000000000 must be at least 1 and at most 1000"),
+    ("pyraformer", {"c": 8, "n_layers": 10**9}, "n_layers=1000000000 must be .*at most 1000"),
     ("ltae", {"c": 128, "d_model": None}, r"mlp\[0\]=256 must be c=128.*d_model=None takes"),
 ]  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_devices_that_are_not_here_are_refused(device: object) -> None:
 )
 def test_layers_that_would_take_hours_to_build_are_refused(name: str, key: str) -> None:
     config = {"groups": 1} if name == "sknet" else {"heads": 1}
-    with pytest.raises(ValueError, match=f"{key}=100000 must be at most 1000"):
+    with pytest.raises(ValueError, match=f"{key}=100000 must be .*at most 1000"):
         attnzoo.build(name, 4, **config, **{key: 100_000})
 
 

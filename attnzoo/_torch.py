@@ -144,6 +144,31 @@ def overload_packet(operator: Any) -> Any:
     return getattr(operator, "_overloadpacket", operator)
 
 
+class Companion(nn.Module):
+    """A module that moves and casts others along with itself, though they are no part of it."""
+
+    def companions(self) -> list[nn.Module]:
+        """The modules that go along."""
+        return []
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Companion":
+        for module in self.companions() if recurse else ():
+            module._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def put_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in a parameter's place without making it a parameter."""
+    module._parameters[name] = tensor  # type: ignore[assignment]
+
+
+def metadata(state_dict: Any) -> dict[str, Any]:
+    """Versions of the modules in a state dict, by their paths."""
+    found: dict[str, Any] = getattr(state_dict, "_metadata", {})
+    return found
+
+
 def normalizes_batches(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm of any number of axes."""
     return isinstance(module, BATCH_NORMS)

@@ -6,11 +6,12 @@ their keys, attributes and items are read and written through. The block adds ke
 `nn.SyncBatchNorm.convert_sync_batchnorm`, finds it.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+
+from .. import _torch
 
 How = Literal["after", "before", "instead"]
 HOST = "attnzoo_host"
@@ -24,52 +25,59 @@ class Site(NamedTuple):
     residual: bool
     axes: tuple[int, int] | None  # channel axis of the network and of the block, where they differ
 
+    @property
+    def gain(self) -> str:
+        """Name of the learned factor, where there is one."""
+        return f"{self.key}_gain"
 
-class Inserted(nn.Module):
+
+class Inserted(_torch.Companion):
     """The matched module with a block after, before or instead of it.
 
     Args:
         host: the matched module.
-        block: takes and gives one tensor.
+        block: takes and returns one tensor.
         site: how the two are joined.
         gain: a learned factor of what the block adds; at zero the network is as it was.
     """
+
+    attnzoo_site: Site
 
     def __init__(
         self, host: nn.Module, block: nn.Module, site: Site, gain: Tensor | None = None
     ) -> None:
         super().__init__()
         if site.how == "instead":  # kept for `remove`, no part of the network until then
-            object.__setattr__(self, "_attnzoo_aside", host)
+            vars(self)["attnzoo_aside"] = host
         else:
             self.add_module(HOST, host)
         self.add_module(site.key, block)
         if gain is not None:
-            self.register_parameter(f"{site.key}_gain", nn.Parameter(gain))
-        self.register_load_state_dict_post_hook(_under_their_own_names)  # type: ignore[no-untyped-call]
-        object.__setattr__(self, "_attnzoo_site", site)  # last: from here on names lead to the host
+            self.register_parameter(site.gain, nn.Parameter(gain))
+        self.register_load_state_dict_pre_hook(_keys_to_the_host)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_keys_as_before)  # type: ignore[no-untyped-call]
+        vars(self)["attnzoo_site"] = site  # last: from here on names lead to the host
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        how = self._attnzoo_site.how
+        how = self.attnzoo_site.how
         if how == "before":
-            return self._modules[HOST](self._attend(args[0]), *args[1:], **kwargs)  # type: ignore[misc]
+            return host(self)(self.attend(args[0]), *args[1:], **kwargs)
         if how == "instead":
-            return self._attend(args[0])
-        return self._attend(self._modules[HOST](*args, **kwargs))  # type: ignore[misc]
+            return self.attend(args[0])
+        return self.attend(host(self)(*args, **kwargs))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        key, _, residual, axes = self._attnzoo_site
-        block, gain = self._modules[key], self._parameters.get(f"{key}_gain")
-        y: Tensor = moved(block, x, axes)  # type: ignore[arg-type]
+    def attend(self, x: Tensor) -> Tensor:
+        """The block, joined to the tensor that it takes."""
+        site = self.attnzoo_site
+        y = with_channels_at(site.axes, self.get_submodule(site.key), x)
+        gain = getattr(self, site.gain, None)
         if gain is not None:
-            return x + gain.to(x.dtype) * (y if residual else y - x)
-        return x + y if residual else y
+            return x + gain.to(x.dtype) * (y if site.residual else y - x)  # type: ignore[no-any-return]
+        return x + y if site.residual else y
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Inserted":
-        if recurse and self._attnzoo_site.how == "instead":
-            host(self)._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    def companions(self) -> list[nn.Module]:
+        """The matched module where it is kept aside: it moves and is cast with the network."""
+        return [host(self)] if self.attnzoo_site.how == "instead" else []
 
     def train(self, mode: bool = True) -> "Inserted":
         super().train(mode)
@@ -92,42 +100,30 @@ class Inserted(nn.Module):
     def state_dict(
         self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:
-        if destination is None:
-            destination = OrderedDict()
-            destination._metadata = OrderedDict()
-        for name, child in self.named_children():
-            path = prefix if name == HOST else f"{prefix}{name}."
-            child.state_dict(destination=destination, prefix=path, keep_vars=keep_vars)
-        self._save_to_state_dict(destination, prefix, keep_vars)
-        return destination
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        key = f"{prefix}{self._attnzoo_site.key}"
-        ours = (f"{key}.", f"{key}_gain")
-        theirs = [k for k in state_dict if k.startswith(prefix) and not k.startswith(ours)]
-        found = {k[len(prefix) :]: state_dict.pop(k) for k in theirs}
-        if self._attnzoo_site.how != "instead":
-            state_dict.update({f"{prefix}{HOST}.{k}": value for k, value in found.items()})
-        elif found:
-            extra = host(self).load_state_dict(found, strict=False).unexpected_keys
-            rest[3].extend(prefix + k for k in extra)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for entries in (found, _torch.metadata(found)):
+            _drop_name(entries, prefix, HOST)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "_attnzoo_site" not in self.__dict__:  # half made, by an unpickler say
+            if "attnzoo_site" not in vars(self):  # half made, by an unpickler say
                 raise
             return getattr(host(self), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = (self.__dict__, self._modules, self._parameters)
-        if hasattr(type(self), name) or any(name in names for names in own):
+        if "attnzoo_site" not in vars(self):
             super().__setattr__(name, value)
-        elif isinstance(value, Tensor) and name in host(self)._parameters:
+            return
+        site = self.attnzoo_site
+        own = name in vars(self) or name in (HOST, site.key, site.gain)
+        if own or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        elif isinstance(value, Tensor) and name in dict(host(self).named_parameters(recurse=False)):
             # torch.func.functional_call and torch.export put plain tensors in a parameter's place.
-            host(self)._parameters[name] = value  # type: ignore[assignment]
+            _torch.put_parameter(host(self), name, value)
         else:
             setattr(host(self), name, value)
 
@@ -147,19 +143,19 @@ class InsertedSequence(Inserted):
 
 def host(site: Inserted) -> nn.Module:
     """The matched module."""
-    if site._attnzoo_site.how == "instead":
-        return site.__dict__["_attnzoo_aside"]  # type: ignore[no-any-return]
-    return site._modules[HOST]  # type: ignore[return-value]
+    if site.attnzoo_site.how == "instead":
+        return vars(site)["attnzoo_aside"]  # type: ignore[no-any-return]
+    return getattr(site, HOST)  # type: ignore[no-any-return]
 
 
-def innermost(module: nn.Module) -> nn.Module:
+def enclosed(module: nn.Module) -> nn.Module:
     """The matched module under any number of insertions; any other module as it is."""
     while isinstance(module, Inserted):
         module = host(module)
     return module
 
 
-def moved(block: nn.Module, x: Tensor, axes: tuple[int, int] | None) -> Tensor:
+def with_channels_at(axes: tuple[int, int] | None, block: nn.Module, x: Tensor) -> Tensor:
     """The block on `x` with its channels where the block wants them, and back."""
     if axes is None:
         return block(x)  # type: ignore[no-any-return]
@@ -167,11 +163,45 @@ def moved(block: nn.Module, x: Tensor, axes: tuple[int, int] | None) -> Tensor:
     return block(x.movedim(theirs, ours)).movedim(ours, theirs).contiguous()  # type: ignore[no-any-return]
 
 
-def _under_their_own_names(module: nn.Module, keys: Any) -> None:
-    for names in keys:
-        names[:] = [name.replace(f"{HOST}.", "") for name in names]
-
-
-def past_fused_paths(module: nn.Module, *_: Any) -> None:
+def ignore(module: nn.Module, *_: Any) -> None:
     """A hook that does nothing: torch's encoder layer reads the weights of children without one
     and, in eval mode, never calls them."""
+
+
+def _drop_name(entries: dict[str, Any], prefix: str, name: str) -> None:
+    """Take `name` out of the keys right behind the prefix, in place and in order."""
+    inner = prefix + name
+    for key in [key for key in entries if key.startswith(prefix)]:
+        value, plain = entries.pop(key), key
+        if key == inner or key.startswith(f"{inner}."):
+            plain = (prefix + key[len(inner) + 1 :]).removesuffix(".")
+        entries[plain] = value
+
+
+def _keys_to_the_host(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """A hook before loading: keys that are not the block's are the matched module's."""
+    assert isinstance(module, Inserted)
+    site = module.attnzoo_site
+    own = (f"{prefix}{site.key}.", f"{prefix}{site.gain}")
+    theirs = [k for k in state_dict if k.startswith(prefix) and not k.startswith(own)]
+    found = {key[len(prefix) :]: state_dict.pop(key) for key in theirs}
+    if site.how != "instead":
+        state_dict.update({f"{prefix}{HOST}.{key}": value for key, value in found.items()})
+    elif found:
+        extra = host(module).load_state_dict(found, strict=False).unexpected_keys
+        unexpected.extend(prefix + key for key in extra)
+
+
+def _keys_as_before(module: nn.Module, keys: Any) -> None:
+    """A hook after loading: messages name keys as the state dict has them."""
+    for names in keys:
+        names[:] = [name.replace(f"{HOST}.", "") for name in names]

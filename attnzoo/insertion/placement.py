@@ -1,32 +1,43 @@
 """What block fits a place: layout, channels and length from the tensor that was seen there."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..autograd import reference_forms
-from ..registry import Entry, Layout, build
-from .host import How, Inserted, Site, host, innermost, moved
-from .probe import Channels, ModuleTrace, Run, multiply_adds
+from ..registry import Entry, InputSize, Layout, build, stated_macs
+from ..validation.tensors import first_sample
+from .host import How, Inserted, Site, enclosed, host, with_channels_at
+from .matching import ancestors
+from .probe import Channels, ModuleTrace, Run
+from .report import Placement
 
-STANDARD: Mapping[Layout, int] = {"image": 1, "sequence": -1, "image_series": 2}  # channel axes
-_WORDS = {"image": "(B, C, H, W)", "sequence": "(B, ..., T, C)", "image_series": "(B, T, C, H, W)"}
+
+class _Standard(NamedTuple):
+    """Where a layout has its channels, and its axes in words."""
+
+    axis: int
+    words: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """One block in the network."""
+LAYOUTS: Mapping[Layout, _Standard] = {
+    "image": _Standard(1, "(B, C, H, W)"),
+    "sequence": _Standard(-1, "(B, ..., T, C)"),
+    "image_series": _Standard(2, "(B, T, C, H, W)"),
+}
 
-    path: str
+
+class InsertOptions(NamedTuple):
+    """What `insert` was asked for, beside the places."""
+
     how: How
-    layout: Layout
-    config: dict[str, Any]  # the keywords of `attnzoo.build`
-    shape: tuple[int, ...]  # of the tensor that the block takes, in the traced run
-    parameters: int  # added; for "instead", less those of the module that gave way
-    macs: int  # multiply-adds added to one sample's forward pass, counted likewise
+    residual: bool
+    zero_init: bool
+    channel_axis: int | None
+    config: Mapping[str, Any]
 
 
 class Plan(NamedTuple):
@@ -41,44 +52,37 @@ class Plan(NamedTuple):
     fused: bool  # inside a layer of torch that reads its children's weights past them
 
 
-class InsertOptions(NamedTuple):
-    """What `insert` was asked for, beside the places."""
-
-    how: How
-    residual: bool
-    zero_init: bool
-    channel_axis: int | None
-    cfg: Mapping[str, Any]
-
-
 def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOptions) -> Plan:
     """The block for one place, tried out on the meta device; refusals name the place."""
-    module, seen = model.get_submodule(path), run.seen[path]
-    label = f"{path!r} ({type(innermost(module)).__name__})"
-    x, said = _tensor(label, seen, options.how)
-    layout = _layout(label, entry, x, options.cfg)
-    axis = _axis(label, layout, x, said, options.channel_axis)
-    axes = None if axis == STANDARD[layout] else (axis, STANDARD[layout])
-    config = _config(entry, x.movedim(axis, STANDARD[layout]), layout, options.cfg)
+    module, trace = model.get_submodule(path), run.traces[path]
+    label = f"{path!r} ({type(enclosed(module)).__name__})"
+    x, channels = _tensor(label, trace, options.how)
+    layout = _layout(label, entry, x, options.config)
+    standard = LAYOUTS[layout].axis
+    axis = _axis(label, layout, x, channels, options.channel_axis)
+    axes = None if axis == standard else (axis, standard)
+    config = _config(entry, x.movedim(axis, standard), layout, options.config)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)
-    like = seen.output if options.how == "instead" else x
-    parameters, macs = _tried(label, entry, config, x, dtype, axes, like)
+    block = _built(label, entry, config, x, dtype)
+    _check_call(label, entry, block, x, axes, trace.output if options.how == "instead" else x)
+    parameters = sum(p.numel() for p in block.parameters()) + options.zero_init
+    macs = _macs(block, layout, x.movedim(axis, standard))
     if options.how == "instead":
         parameters -= sum(p.numel() for p in module.parameters())
-        macs -= seen.macs
+        macs -= trace.macs // run.batch
     placement = Placement(
         path=path,
         how=options.how,
         layout=layout,
         config=config,
         shape=tuple(x.shape),
-        parameters=parameters + options.zero_init,
-        macs=macs // run.batch,
+        parameters=parameters,
+        macs=macs,
     )
     return Plan(
         placement=placement,
         site=Site(_key(module), options.how, options.residual, axes),
-        device=seen.device,
+        device=trace.device,
         dtype=dtype,
         gain=options.zero_init,
         training=model.training,
@@ -86,32 +90,32 @@ def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOpt
     )
 
 
-def _tensor(label: str, seen: ModuleTrace, how: How) -> tuple[Tensor, Channels | None]:
-    """The tensor that the block takes at a place, and what the layers said of its channels."""
-    if seen.calls != 1:
+def _tensor(label: str, trace: ModuleTrace, how: How) -> tuple[Tensor, Channels | None]:
+    """The tensor that the block takes at a place, and its channels as the layers before have it."""
+    if trace.calls != 1:
         raise ValueError(
-            f"{label} is called {seen.calls} times in a run of the model on example_input; a block "
-            "goes where a module is called once"
+            f"{label} is called {trace.calls} times in a run of the model on example_input; a "
+            "block goes where a module is called once"
         )
-    output, inputs = seen.output, seen.arguments
+    output, inputs = trace.output, trace.arguments
     if how != "before" and not isinstance(output, Tensor):
         raise ValueError(
-            f"{label} gives a {type(output).__name__}, and a block takes one tensor; match a "
-            "module inside it that gives a tensor"
+            f"{label} returns a {type(output).__name__}, and a block takes one tensor; match a "
+            "module inside it that returns a tensor"
         )
-    if how != "after" and not (seen.positional and isinstance(inputs[0], Tensor)):
+    if how != "after" and not (trace.positional and isinstance(inputs[0], Tensor)):
         raise ValueError(f"{label} has no tensor as its first argument, which how={how!r} needs")
     if how == "instead" and sum(isinstance(value, Tensor) for value in inputs) > 1:
         raise ValueError(f"{label} is called with several tensors; a block instead takes one")
     x = output if how == "after" else inputs[0]
     if not x.is_floating_point():
         raise ValueError(f"{label} has a tensor of {x.dtype} there; a block takes floating ones")
-    return x, seen.channels_out if how == "after" else seen.channels_in
+    return x, trace.channels_out if how == "after" else trace.channels_in
 
 
-def _layout(label: str, entry: Entry, x: Tensor, cfg: Mapping[str, Any]) -> Layout:
+def _layout(label: str, entry: Entry, x: Tensor, config: Mapping[str, Any]) -> Layout:
     """By the number of axes, of those the block has; `layout=` decides."""
-    asked = cfg.get("layout")
+    asked = config.get("layout")
     for layout, fits in (
         ("image", x.ndim == 4),
         ("image_series", x.ndim == 5),
@@ -119,77 +123,107 @@ def _layout(label: str, entry: Entry, x: Tensor, cfg: Mapping[str, Any]) -> Layo
     ):
         if layout in entry.layouts and fits and asked in (None, layout):
             return layout
-    takes = " or ".join(_WORDS[layout] for layout in entry.layouts if layout in _WORDS)
+    takes = " or ".join(LAYOUTS[layout].words for layout in entry.layouts if layout in LAYOUTS)
     raise ValueError(
         f"{label} has a tensor of shape {tuple(x.shape)} there, {x.ndim} axes; {entry.name!r} "
         f"takes {takes}" + (f", and layout={asked!r} was asked for" if asked is not None else "")
     )
 
 
-def _axis(label: str, layout: Layout, x: Tensor, said: Channels | None, asked: int | None) -> int:
+def _axis(
+    label: str, layout: Layout, x: Tensor, channels: Channels | None, asked: int | None
+) -> int:
     """The axis of the channels: what was asked for, else where the last layer's number stands."""
-    standard = STANDARD[layout]
+    standard = LAYOUTS[layout].axis
     if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int):
-            raise TypeError(f"channel_axis={asked!r} must be an int or None")
-        if not -x.ndim <= asked < x.ndim or asked % x.ndim == 0:
-            raise ValueError(
-                f"channel_axis={asked} is no axis of channels of {label}, whose tensor has shape "
-                f"{tuple(x.shape)}; take 1 or -1"
-            )
-        return standard if (asked - standard) % x.ndim == 0 else asked
+        return _asked_axis(label, standard, x, asked)
     legal = [1, 2, -1] if layout == "image_series" else [1, -1]
-    at = [axis for axis in legal if said is not None and x.shape[axis] == said.count]
-    if said is None or not at or (standard in at and (len(at) == 1 or said.axis is None)):
+    at = [axis for axis in legal if channels is not None and x.shape[axis] == channels.count]
+    if channels is None or not at or (standard in at and (len(at) == 1 or channels.axis is None)):
         axis = standard
     else:
-        axis = said.axis if said.axis in at else at[0]
+        axis = channels.axis if channels.axis in at else at[0]
     if layout == "sequence" and axis == 1 and x.ndim == 4:
         raise ValueError(
             f"{label} has a map (B, C, H, W) of shape {tuple(x.shape)} there, and the block takes "
-            f"{_WORDS[layout]}; channel_axis=1 takes it as (B, C, N, T) all the same"
+            f"{LAYOUTS[layout].words}; channel_axis=1 takes it as (B, C, N, T) all the same"
         )
     return axis
 
 
-def _config(entry: Entry, x: Tensor, layout: Layout, cfg: Mapping[str, Any]) -> dict[str, Any]:
+def _asked_axis(label: str, standard: int, x: Tensor, asked: int) -> int:
+    if isinstance(asked, bool) or not isinstance(asked, int):
+        raise TypeError(f"channel_axis={asked!r} must be an int or None")
+    if not -x.ndim <= asked < x.ndim or asked % x.ndim == 0:
+        raise ValueError(
+            f"channel_axis={asked} is no axis of channels of {label}, whose tensor has shape "
+            f"{tuple(x.shape)}; take 1 or -1"
+        )
+    return standard if (asked - standard) % x.ndim == 0 else asked
+
+
+def _config(entry: Entry, x: Tensor, layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `build`: those given, and c, layout and length as the tensor has them."""
     known = entry.signature.parameters
-    config: dict[str, Any] = {"c": x.shape[STANDARD[layout]], **cfg}
+    found: dict[str, Any] = {"c": x.shape[LAYOUTS[layout].axis], **config}
     if "layout" in known:
-        config["layout"] = layout
+        found["layout"] = layout
     if "length" in known and layout != "image":
-        config.setdefault("length", x.shape[1 if layout == "image_series" else -2])
-    return config
+        found.setdefault("length", x.shape[1 if layout == "image_series" else -2])
+    return found
 
 
-def _tried(
+def _built(
+    label: str, entry: Entry, config: dict[str, Any], x: Tensor, dtype: torch.dtype
+) -> nn.Module:
+    """The block on the meta device, in eval mode."""
+    try:
+        return build(entry.name, **config, device="meta", dtype=dtype).eval()
+    except ValueError as error:
+        raise _refused(label, entry, x, error) from error
+
+
+def _check_call(
     label: str,
     entry: Entry,
-    config: dict[str, Any],
+    block: nn.Module,
     x: Tensor,
-    dtype: torch.dtype,
     axes: tuple[int, int] | None,
     like: Tensor,
-) -> tuple[int, int]:
-    """Parameters and multiply-adds of the block, which must take `x` and give a tensor `like`."""
-    counter = multiply_adds()
+) -> None:
+    """Raises ValueError unless the block takes `x` and returns a tensor of the shape of `like`."""
     try:
-        block = build(entry.name, **config, device="meta", dtype=dtype).eval()
-        with torch.no_grad(), reference_forms(), counter:
-            y = moved(block, x, axes)
+        with torch.no_grad(), reference_forms():
+            y = with_channels_at(axes, block, x)
     except ValueError as error:
-        shape = tuple(x.shape)
-        raise ValueError(
-            f"{label} has shape {shape} there, which {entry.name!r} does not take: {error}"
-        ) from error
+        raise _refused(label, entry, x, error) from error
     if not isinstance(y, Tensor) or y.shape != like.shape:
-        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
-            f"{label}: {entry.name!r} makes {given} of {tuple(x.shape)}, and the network goes on "
+            f"{label}: {entry.name!r} makes {found} of {tuple(x.shape)}, and the network goes on "
             f"with {tuple(like.shape)}"
         )
-    return sum(p.numel() for p in block.parameters()), counter.get_total_flops() // 2
+
+
+def _refused(label: str, entry: Entry, x: Tensor, error: ValueError) -> ValueError:
+    shape = tuple(x.shape)
+    return ValueError(
+        f"{label} has shape {shape} there, which {entry.name!r} does not take: {error}"
+    )
+
+
+def _macs(block: nn.Module, layout: Layout, x: Tensor) -> int:
+    """Multiply-adds of one sample: by the block's formula, as `attnzoo.measure` has them, or
+    counted where it has none."""
+    from ..cost import counter
+
+    rows, columns = x.shape[-2:] if layout != "sequence" else (1, 1)
+    steps = {"image": 1, "sequence": x.shape[-2], "image_series": x.shape[1]}[layout]
+    stated = stated_macs(block, InputSize(1, steps, rows, columns))
+    if stated is not None:  # of one sequence; other axes before the time are such sequences
+        return stated * (math.prod(x.shape[1:-2]) if layout == "sequence" else 1)
+    with torch.no_grad(), reference_forms():
+        return counter.count(lambda: block(first_sample(x)), strict=False).macs
 
 
 def _key(module: nn.Module) -> str:
@@ -198,9 +232,3 @@ def _key(module: nn.Module) -> str:
     while isinstance(module, Inserted):
         depth, module = depth + 1, host(module)
     return "attnzoo" if depth == 1 else f"attnzoo{depth}"
-
-
-def ancestors(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules that hold the one at `path`, outermost first."""
-    names = path.split(".")
-    return [innermost(model.get_submodule(".".join(names[:i]))) for i in range(len(names))]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnzoo
-from attnzoo.insertion.host import Inserted, innermost
+from attnzoo.insertion.host import Inserted, enclosed
 from attnzoo.registry import find
 
 from contract import randomize_parameters
@@ -320,7 +320,7 @@ def test_zero_init_starts_as_the_network_and_learns(how: Any, residual: bool) ->
     assert len(at_one) == 2
     place = net.layer3
     x = torch.randn(2, 128 if how == "before" else 256, 4, 4)
-    block, host = place.attnzoo, innermost(place)
+    block, host = place.attnzoo, enclosed(place)
     layers = nn.Sequential(*host)  # the delegated items are the layers
     if how == "before":
         wanted = layers(x + block(x) if residual else block(x))
@@ -402,7 +402,7 @@ def test_sync_batch_norm_and_functional_calls_find_their_way() -> None:
     assert not torch.func.functional_call(net, zeros, (IMAGES,)).any()
     assert torch.equal(net(IMAGES), wanted)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
-    assert isinstance(innermost(synced.layer1[0].bn2), nn.SyncBatchNorm)
+    assert isinstance(enclosed(synced.layer1[0].bn2), nn.SyncBatchNorm)
     assert torch.equal(synced(IMAGES), wanted)
 
 
@@ -456,7 +456,7 @@ def test_refusals_on_a_resnet(where: Any, name: str, words: str) -> None:
         ("one", "se", {}, "one module at 2 paths, 'one', 'two'"),
         ("twice", "se", {}, "called 2 times"),
         ("idle", "se", {}, "called 0 times"),
-        ("mha", "mamba", {}, "gives a tuple"),
+        ("mha", "mamba", {}, "returns a tuple"),
         ("body", "se", {"reduction": 17}, "'body'.*does not take: reduction=17 leaves no channel"),
         ("body", "danet", {"head": True, "reduction": 2}, "makes .* of .*, and the network goes"),
         ("body", "se", {"channel_axis": 4}, "channel_axis=4 is no axis"),

@@ -15,38 +15,26 @@ Differs: the paper leaves the activation open and the README says SiLU; the code
 Cost: with o = c_out, parameters c m + 3 m + 2 (m o + o); MACs (H + W) m (c + o).
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..autograd import CustomGradient
-from ..registry import Cost, InputSize, KnownVariant, register
+from ..autograd import coordatt as passes
+from ..autograd import custom_gradient
+from ..ops.precision import upcast_dtype
+from ..registry import InputSize, KnownVariant, register
 from ..validation import check
+from ..validation.types import Count, Width
 
 
-def cost(at: InputSize, c: int, reduction: int, c_out: int | None) -> Cost:
-    m, o = max(8, c // reduction), c_out or c
-    return Cost(params=c * m + 3 * m + 2 * (m * o + o), macs=(at.height + at.width) * m * (c + o))
+def scale(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, C, H, W) times a gate for each row (B, C, H, 1) and for each column (B, C, 1, W)."""
+    return x * columns * rows
 
 
-@register(
-    "coordatt",
-    layout="image",
-    family="spatial",
-    example={"c": 64},
-    cost=cost,
-    upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
-    known_variants=(
-        KnownVariant(
-            whose="timm's CoordAttn as it is by default",
-            keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
-            lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
-            computes="has no biases and another hidden width",
-        ),
-    ),
-)
+scale = custom_gradient(scale, passes.scale)
+
+
 class CoordAtt(nn.Module):
     """Coordinate attention on (B, C, H, W).
 
@@ -60,10 +48,9 @@ class CoordAtt(nn.Module):
         ValueError: `c_out` is neither `c` nor 1, and `c` is not 1.
     """
 
-    def __init__(self, c: int, *, reduction: int = 32, c_out: int | None = None) -> None:
+    def __init__(self, c: Width, *, reduction: Count = 32, c_out: Width | None = None) -> None:
         super().__init__()
         gates = c if c_out is None else c_out
-        check.positive(c=c, reduction=reduction, c_out=gates)
         if gates not in (1, c) and c != 1:
             raise ValueError(f"c_out={c_out} gates cannot multiply c={c} channels; take {c} or 1")
         self.c = c
@@ -77,47 +64,35 @@ class CoordAtt(nn.Module):
         check.image(x, self.c, self.conv1.weight)
         b, _, h, w = x.shape
         check.batch_norm(self.bn1, b * (h + w), x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        means = x.sum(3, dtype=wide) / w, x.sum(2, dtype=wide) / h
-        strips = torch.cat(means, 2).to(x.dtype)  # B C H+W
-        t = F.hardswish(self.bn1(_pointwise(self.conv1, strips)))
-        rows = _pointwise(self.conv_h, t[:, :, :h]).sigmoid()[..., None]  # B O H 1
-        columns = _pointwise(self.conv_w, t[:, :, h:]).sigmoid()[:, :, None]  # B O 1 W
+        wide = upcast_dtype(x.dtype)  # sums over a strip can overflow
+        s = torch.cat((x.mean(3, dtype=wide), x.mean(2, dtype=wide)), 2).to(x.dtype)  # B C H+W
+        t = F.hardswish(self.bn1(self.conv1(s[..., None]).squeeze(3)))  # B M H+W
+        rows = self.conv_h(t[:, :, :h, None]).sigmoid().to(x.dtype)  # B O H 1
+        columns = self.conv_w(t[:, :, None, h:]).sigmoid().to(x.dtype)  # B O 1 W
         shared = (-1, max(self.c, rows.shape[1]), -1, -1)
-        gates = (gate.to(x.dtype).expand(shared) for gate in (rows, columns))
-        y: Tensor = _gated(x.expand(shared), *gates)
-        return y
+        return scale(x.expand(shared), rows.expand(shared), columns.expand(shared))
+
+    def macs(self, size: InputSize) -> int:
+        hidden, gates = self.conv1.out_channels, self.conv_h.out_channels
+        return (size.height + size.width) * hidden * (self.c + gates)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
 
 
-def _pointwise(conv: nn.Conv2d, t: Tensor) -> Tensor:
-    """The 1x1 convolution of (B, C, L) as matrix products, which start faster on thin strips."""
-    weight = conv.weight.flatten(1).expand(t.shape[0], -1, -1)
-    return torch.baddbmm(cast(Tensor, conv.bias)[:, None], weight, t)
-
-
-def _plain(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, C, H, W) times a gate for each row (B, C, H, 1) and for each column (B, C, 1, W)."""
-    return x * columns * rows
-
-
-def _forward(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return torch.mul(x, columns).mul_(rows), ()
-
-
-def _backward(
-    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """One large tensor in all: the product the gates' sums run over, then the input's gradient."""
-    x, rows, columns = args
-    work = x * grad
-    maps = work.flatten(0, 1)  # BC H W
-    d_rows = torch.bmm(maps, columns.flatten(0, 1).mT).view(rows.shape)
-    d_columns = torch.bmm(rows.flatten(0, 1).mT, maps).view(columns.shape)
-    d_x = torch.mul(grad, rows, out=work).mul_(columns) if needs[0] else None
-    return d_x, d_rows, d_columns
-
-
-_gated = CustomGradient(_plain, _forward, _backward)
+register(
+    "coordatt",
+    CoordAtt,
+    layout="image",
+    family="spatial",
+    example={"c": 64},
+    upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
+    known_variants=(
+        KnownVariant(
+            whose="timm's CoordAttn as it is by default",
+            keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
+            lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
+            computes="has no biases and another hidden width",
+        ),
+    ),
+)

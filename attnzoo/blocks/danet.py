@@ -19,41 +19,13 @@ Cost: with q = c // reduction, N = H W: parameters 2 q (c + 1) + c (c + 1) + 2;
 
 from torch import Tensor, nn
 
-from ..registry import Cost, InputSize, KnownVariant, register
+from ..registry import InputSize, KnownVariant, register
 from ..validation import check
-from . import danet_channel, danet_position
+from ..validation.types import Count, Width
+from .danet_channel import CAM
+from .danet_position import PAM
 
 
-def cost(at: InputSize, c: int, reduction: int, head: bool) -> Cost:
-    i = c // 4 if head else c
-    parts = danet_position.cost(at, i, reduction), danet_channel.cost(at, i)
-    convs = 18 * c * i + 18 * i * i
-    return Cost(
-        params=sum(part.params for part in parts) + head * (convs + 8 * i),
-        macs=sum(part.macs for part in parts) + head * convs * at.height * at.width,
-    )
-
-
-@register(
-    "danet",
-    layout="image",
-    family="spatial",
-    example={"c": 64},
-    cost=cost,
-    upstream={"conv6": None, "conv7": None, "conv8": None},  # the rest has the authors' names
-    known_variants=(
-        KnownVariant(
-            whose="fightingcv's DAModule",
-            keys=("position_attention_module.cnn.weight", "channel_attention_module.cnn.weight"),
-            computes="has scaled dot-product attentions of fixed size, no gamma and no residual",
-        ),
-        KnownVariant(
-            whose="mmsegmentation's DAHead",
-            keys=("pam.gamma.scale", "cam.gamma.scale"),
-            computes="has the same formulas under other keys and shapes, for which there is no map",
-        ),
-    ),
-)
 class DANet(nn.Module):
     """Dual attention on (B, C, H, W).
 
@@ -68,9 +40,8 @@ class DANet(nn.Module):
             than `reduction`.
     """
 
-    def __init__(self, c: int, *, reduction: int = 8, head: bool = False) -> None:
+    def __init__(self, c: Width, *, reduction: Count = 8, head: bool = False) -> None:
         super().__init__()
-        check.positive(c=c, reduction=reduction)
         width = c // 4 if head else c
         if head and width < reduction:
             raise ValueError(
@@ -79,8 +50,8 @@ class DANet(nn.Module):
                 + (f", or reduction={width} or less" if width else "")
             )
         self.c, self.head = c, head
-        self.sa = danet_position.PAM(width, reduction=reduction)
-        self.sc = danet_channel.CAM(width)
+        self.sa = PAM(width, reduction=reduction)
+        self.sc = CAM(width)
         if head:
             self.conv5a, self.conv5c = _conv(c, width), _conv(c, width)
             self.conv51, self.conv52 = _conv(width, width), _conv(width, width)
@@ -95,6 +66,11 @@ class DANet(nn.Module):
         channel: Tensor = self.conv52(self.sc(self.conv5c(x)))
         return position + channel
 
+    def macs(self, size: InputSize) -> int:
+        width, pixels = self.sa.c, size.height * size.width
+        convs = 2 * 9 * (self.c * width + width * width) * pixels if self.head else 0
+        return convs + self.sa.macs(size) + self.sc.macs(size)
+
     def extra_repr(self) -> str:
         return f"c={self.c}, head={self.head}"
 
@@ -104,3 +80,25 @@ def _conv(c: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(c, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
     )
+
+
+register(
+    "danet",
+    DANet,
+    layout="image",
+    family="spatial",
+    example={"c": 64},
+    upstream={"conv6": None, "conv7": None, "conv8": None},  # the rest has the authors' names
+    known_variants=(
+        KnownVariant(
+            whose="fightingcv's DAModule",
+            keys=("position_attention_module.cnn.weight", "channel_attention_module.cnn.weight"),
+            computes="has scaled dot-product attentions of fixed size, no gamma and no residual",
+        ),
+        KnownVariant(
+            whose="mmsegmentation's DAHead",
+            keys=("pam.gamma.scale", "cam.gamma.scale"),
+            computes="has the same formulas under other keys and shapes, for which there is no map",
+        ),
+    ),
+)

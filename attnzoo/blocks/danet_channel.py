@@ -11,28 +11,61 @@ Differs: the paper has softmax(X X^T); the code, which we follow, subtracts the 
 Cost: parameters 1; MACs 2 c^2 H W.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..autograd import CustomGradient
-from ..ops import memory_format
-from ..ops.precision import autocast_dtype, upcast_dtype
-from ..registry import Cost, InputSize, KnownVariant, register
+from ..autograd import custom_gradient
+from ..autograd import danet_channel as passes
+from ..ops.memory_format import match_memory_format
+from ..ops.precision import autocast_disabled, upcast
+from ..registry import InputSize, KnownVariant, register
 from ..validation import check
+from ..validation.types import Width
 
 
-def cost(at: InputSize, c: int) -> Cost:
-    return Cost(params=1, macs=2 * c * c * at.height * at.width)
+def channel_attention(x: Tensor, gamma: Tensor) -> Tensor:
+    """gamma * softmax(-X X^T) X + X on (B, C, N)."""
+    rows = upcast(x)
+    attention = (rows @ rows.mT).neg().softmax(-1)  # B C C
+    # The residual is one more entry of the matrix, not another pass over x.
+    residual = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+    return (gamma * attention + residual).to(x.dtype) @ x
 
 
-@register(
+channel_attention = custom_gradient(channel_attention, passes.channel_attention)
+
+
+class CAM(nn.Module):
+    """Channel attention module on (B, C, H, W), with a residual gated by `gamma` (0 at first).
+
+    Args:
+        c: channels in and out; no parameter depends on it, inputs must have it.
+    """
+
+    def __init__(self, c: Width) -> None:
+        super().__init__()
+        self.c = c
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.image(x, self.c, self.gamma)
+        with autocast_disabled(x):  # it would round the energies, and float16 overflow
+            y = channel_attention(x.flatten(2), self.gamma.to(x.dtype))
+        return match_memory_format(y.reshape(x.shape), x)
+
+    def macs(self, size: InputSize) -> int:
+        return 2 * self.c**2 * size.height * size.width
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}"
+
+
+register(
     "danet_channel",
+    CAM,
     layout="image",
     family="channel",
     example={"c": 64},
-    cost=cost,
     upstream={},  # the authors' name is ours
     known_variants=(
         KnownVariant(
@@ -43,67 +76,3 @@ def cost(at: InputSize, c: int) -> Cost:
         ),
     ),
 )
-class CAM(nn.Module):
-    """Channel attention module on (B, C, H, W), with a residual gated by `gamma` (0 at first).
-
-    Args:
-        c: channels in and out; no parameter depends on it, inputs are held to it.
-    """
-
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        check.positive(c=c)
-        self.c = c
-        self.gamma = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.gamma)
-        pixels = x.flatten(2)  # B C N
-        if autocast_dtype(x) is None:
-            y: Tensor = _attend(pixels, self.gamma)
-        else:  # off: its dtype would round the energies, and float16 overflow
-            with torch.autocast(x.device.type, enabled=False):
-                y = _attend(pixels, self.gamma.to(x.dtype))
-        return memory_format.match_memory_format(y.reshape(x.shape), x)
-
-    def extra_repr(self) -> str:
-        return f"c={self.c}"
-
-
-def _attention(x: Tensor) -> Tensor:
-    """softmax(-X X^T), in float32 at least."""
-    rows = x.to(upcast_dtype(x.dtype))
-    return (rows @ rows.mT).neg().softmax(-1)  # B C C
-
-
-def _mixer(gamma: Tensor, attention: Tensor) -> Tensor:
-    """gamma * A + 1: the residual is one more entry of the matrix, not another pass over x."""
-    eye = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
-    return gamma * attention + eye
-
-
-def _plain(x: Tensor, gamma: Tensor) -> Tensor:
-    """gamma * softmax(-X X^T) X + X on (B, C, N)."""
-    return _mixer(gamma, _attention(x)).to(x.dtype) @ x
-
-
-def _forward(x: Tensor, gamma: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    attention = _attention(x)
-    return _mixer(gamma, attention).to(x.dtype) @ x, (attention,)
-
-
-def _backward(
-    needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """X X^T is symmetric: both its gradients with respect to X are one matrix product."""
-    (x, gamma), (attention,) = args, saved
-    slope = (grad @ x.mT).to(attention.dtype)  # B C C
-    pulled = attention * slope
-    mean = pulled.sum(-1, keepdim=True)
-    energy = gamma * (attention * mean - pulled)
-    dx = _mixer(gamma, attention).to(x.dtype).mT @ grad
-    dx.baddbmm_((energy + energy.mT).to(x.dtype), x)
-    return dx, mean.sum().to(x.dtype).expand(1)
-
-
-_attend = CustomGradient(_plain, _forward, _backward)

@@ -23,28 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _torch
-from ..autograd import CustomGradient
-from ..registry import Cost, InputSize, register
+from ..autograd import custom_gradient
+from ..autograd import dia as passes
+from ..registry import InputSize, register
 from ..validation import check, types
+from ..validation.types import Width
 
 
-def cost(at: InputSize, c: int, modulated: bool, scales: tuple[float, float]) -> Cost:
-    half = -(-at.height // 2) * -(-at.width // 2)
-    return Cost(params=39 + 20 * modulated, macs=(36 + 18 * modulated) * half)
+def gate(x: Tensor, mask: Tensor) -> Tensor:
+    """The ReLU of x (B, C, H, W) times its mask (B, 1, H, W), whose values are positive."""
+    return (x * mask).relu()
 
 
-@register(
-    "dia",
-    layout="image",
-    family="spatial",
-    example={"c": 64},
-    upstream={"conv": "conv"},  # the authors' names are ours
-    cost=cost,
-    limits={
-        "gradcheck": "it runs, but scales other than 1 make the gradient no derivative, by "
-        "the authors' design; with scales=(1, 1) both derivatives are checked"
-    },
-)
+gate = custom_gradient(gate, passes.gate)
+
+
 class DIA(nn.Module):
     """Deformable interactive attention on (B, C, H, W).
 
@@ -57,10 +50,9 @@ class DIA(nn.Module):
     """
 
     def __init__(
-        self, c: int, *, modulated: bool = True, scales: tuple[float, float] = (0.4, 0.1)
+        self, c: Width, *, modulated: bool = True, scales: tuple[float, float] = (0.4, 0.1)
     ) -> None:
         super().__init__()
-        check.positive(c=c)
         self.c, self.modulated = c, modulated
         self.scales = scales
         self.conv = nn.Conv2d(2, 1, 3, padding=1)
@@ -83,34 +75,22 @@ class DIA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
-        x, average, maximum = _pooled(x)
-        mask = self._mask(torch.cat([average, maximum], 1))
-        y: Tensor = _gated(x, _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype))
-        return y
-
-    def _mask(self, pooled: Tensor) -> Tensor:
-        """Mean and maximum, (B, 2, H, W), to the mask at half their size, rounded up."""
-        ab = _side_by_side(pooled, self.downavg, self.downmax)  # B 2 ceil(H/2) ceil(W/2)
+        a = self.downavg(x.mean(1, keepdim=True))  # B 1 ceil(H/2) ceil(W/2)
+        b = self.downmax(x.max(1, keepdim=True).values)  # amax would share a tie's gradient
+        z = [b, a]
         if self.modulated:
-            a, b = ab.chunk(2, 1)
-            scaled = (_scale_gradient(a, self.scales[0]), _scale_gradient(b, self.scales[1]))
-            gates = _side_by_side(torch.cat(scaled, 1), self.d_conv, self.d_conv1).sigmoid()
-            ba = gates * ab.flip(1)
-        else:
-            ba = ab.flip(1)
-        mask: Tensor = self.conv(ba).sigmoid()
-        return mask
+            of_a = self.d_conv(_scale_gradient(a, self.scales[0])).sigmoid()
+            of_b = self.d_conv1(_scale_gradient(b, self.scales[1])).sigmoid()
+            z = [of_a * b, of_b * a]
+        mask = self.conv(torch.cat(z, 1)).sigmoid()
+        return gate(x, _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype))
+
+    def macs(self, size: InputSize) -> int:
+        pixels = -(-size.height // 2) * -(-size.width // 2)  # each half, rounded up
+        return 9 * (6 if self.modulated else 4) * pixels
 
     def extra_repr(self) -> str:
         return f"c={self.c}, modulated={self.modulated}, scales={self.scales}"
-
-
-def _side_by_side(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
-    """Two convolutions of one channel each, as one of two groups: small maps pay for the calls."""
-    weight = torch.cat([first.weight, second.weight])
-    bias = torch.cat([b for b in (first.bias, second.bias) if b is not None])
-    y: Tensor = F.conv2d(x, weight, bias, first.stride, first.padding, groups=2)
-    return y
 
 
 def _doubled(mask: Tensor, height: int, width: int) -> Tensor:
@@ -143,46 +123,15 @@ def _row_without_gradient(x: Tensor) -> Tensor:
     return F.embedding(row, x.reshape(1, -1), padding_idx=0).reshape(x.shape)
 
 
-def _plain_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, its mean and its maximum over the channels; equal maxima: the gradient is the first's."""
-    return x, x.mean(1, keepdim=True), x.max(1, keepdim=True).values
-
-
-def _pool(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    maximum, where = x.max(1, keepdim=True)
-    return (x, x.mean(1, keepdim=True), maximum), (where,)
-
-
-def _pool_backward(
-    needs: tuple[bool, ...],
-    args: tuple[Tensor, ...],
-    saved: tuple[Tensor, ...],
-    *grads: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """One sum of the three gradients of x; x passes through `_pooled` so that they meet here."""
-    through, average, maximum = grads
-    total = torch.add(through, average, alpha=1 / through.shape[1])
-    return (total.scatter_add_(1, saved[0], maximum),)
-
-
-def _plain_gate(x: Tensor, mask: Tensor) -> Tensor:
-    """The ReLU of x times its mask."""
-    return (x * mask).relu()
-
-
-def _gate(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return (x * mask).relu_(), ()
-
-
-def _gate_backward(
-    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """A mask is positive, so the sign of x tells where the ReLU acted: the output is not kept."""
-    x, mask = args
-    passed = torch.ops.aten.threshold_backward(grad, x, 0)
-    of_mask = (passed * x).sum(1, keepdim=True) if needs[1] else None
-    return passed.mul_(mask) if needs[0] else None, of_mask
-
-
-_pooled = CustomGradient(_plain_pool, _pool, _pool_backward)
-_gated = CustomGradient(_plain_gate, _gate, _gate_backward)
+register(
+    "dia",
+    DIA,
+    layout="image",
+    family="spatial",
+    example={"c": 64},
+    upstream={"conv": "conv"},  # the authors' names are ours
+    limits={
+        "gradcheck": "it runs, but scales other than 1 make the gradient no derivative, by "
+        "the authors' design; with scales=(1, 1) both derivatives are checked"
+    },
+)

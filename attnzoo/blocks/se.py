@@ -13,23 +13,11 @@ Cost: with r = c // reduction, parameters 2 c r (+ c + r with bias); MACs 2 c r.
 
 from torch import Tensor, nn
 
-from ..registry import Cost, InputSize, register
+from ..registry import InputSize, register
 from ..validation import check
+from ..validation.types import Count, Width
 
 
-def cost(at: InputSize, c: int, reduction: int, bias: bool) -> Cost:
-    r = c // reduction
-    return Cost(params=2 * c * r + bias * (c + r), macs=2 * c * r)
-
-
-@register(
-    "se",
-    layout="image",
-    family="channel",
-    example={"c": 64},
-    cost=cost,
-    upstream={"fc.0": "fc1", "fc.2": "fc2"},  # torchvision, timm and Cadene have our names
-)
 class SE(nn.Module):
     """Squeeze-and-excitation on (B, C, H, W).
 
@@ -42,7 +30,7 @@ class SE(nn.Module):
         ValueError: `c < reduction`, which would leave a hidden layer of width zero.
     """
 
-    def __init__(self, c: int, *, reduction: int = 16, bias: bool = False) -> None:
+    def __init__(self, c: Width, *, reduction: Count = 16, bias: bool = False) -> None:
         super().__init__()
         hidden = check.reduced(c, reduction)
         self.c = c
@@ -55,5 +43,18 @@ class SE(nn.Module):
         gate: Tensor = self.fc2(self.fc1(z).relu()).sigmoid()
         return x * gate[:, :, None, None].to(x.dtype)
 
+    def macs(self, size: InputSize) -> int:
+        return 2 * self.c * self.fc1.out_features
+
     def extra_repr(self) -> str:
         return f"c={self.c}"
+
+
+register(
+    "se",
+    SE,
+    layout="image",
+    family="channel",
+    example={"c": 64},
+    upstream={"fc.0": "fc1", "fc.2": "fc2"},  # torchvision, timm and Cadene have our names
+)

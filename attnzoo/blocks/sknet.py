@@ -16,38 +16,30 @@ Cost: with M = branches, G = groups, parameters 9 M c^2 / G + 2 M c + c d + 2 d 
     MACs 9 M c^2 / G H' W' + c d + M d c.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from ..autograd import CustomGradient, needs_reference_form
-from ..registry import Cost, InputSize, KnownVariant, register
+from ..autograd import custom_gradient, needs_reference_form
+from ..autograd import sknet as passes
+from ..ops.precision import upcast_dtype
+from ..registry import InputSize, KnownVariant, register
 from ..validation import check
+from ..validation.types import Count, Depth, Width
 
 
-def cost(
-    at: InputSize, c: int, branches: int, groups: int, reduction: int, min_dim: int, stride: int
-) -> Cost:
-    d = max(c // reduction, min_dim)
-    convs, maps = 9 * branches * c * c // groups, c * d * (1 + branches)
-    pixels = ((at.height - 1) // stride + 1) * ((at.width - 1) // stride + 1)
-    return Cost(params=convs + maps + 2 * branches * c + 2 * d, macs=convs * pixels + maps)
+def select(gates: Tensor, *features: Tensor) -> Tensor:
+    """The sum over M branches of gates (B, M, C, 1, 1) times features (B, C, H', W') each."""
+    y = features[0] * gates[:, 0]
+    for i, u in enumerate(features[1:], 1):
+        y = torch.addcmul(y, u, gates[:, i])
+    return y
 
 
-@register(
-    "sknet",
-    layout="image",
-    family="channel",
-    example={"c": 64},
-    cost=cost,
-    upstream={},
-    known_variants=(
-        KnownVariant(
-            whose="changzy00's SKLayer",
-            keys=("split_3x3.0.weight", "split_5x5.0.weight", "fc.0.bias"),
-            computes="has biases in every convolution and linear layer",
-        ),
-    ),
-)
+select = custom_gradient(select, passes.select)
+
+
 class SKConv(nn.Module):
     """Selective kernel convolution on (B, C, H, W).
 
@@ -60,22 +52,20 @@ class SKConv(nn.Module):
         stride: stride of each convolution.
 
     Raises:
-        ValueError: `groups` does not divide `c`.
+        ValueError: `groups` does not divide `c`; in training, a batch of one sample.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        branches: int = 2,
-        groups: int = 32,
-        reduction: int = 16,
-        min_dim: int = 32,
-        stride: int = 1,
+        branches: Depth = 2,
+        groups: Count = 32,
+        reduction: Count = 16,
+        min_dim: Count = 32,
+        stride: Count = 1,
     ) -> None:
         super().__init__()
-        check.layers(branches=branches)
-        check.positive(reduction=reduction, min_dim=min_dim, stride=stride)
         check.divides(by="groups", of="c", groups=groups, c=c)
         self.c = c
         self.paths = nn.ModuleList(_Path(c, 1 + i, groups, stride) for i in range(branches))
@@ -84,14 +74,18 @@ class SKConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.attn.fc_reduce.weight)
         check.batch_norm(self.attn.bn, x.shape[0], x, grow="batch")
-        # Training on a CPU, convolutions of channels-last tensors are up to twice as fast.
-        eager = torch.is_grad_enabled() and x.device.type == "cpu" and not needs_reference_form(x)
-        last = eager and x.is_contiguous()
+        last = x.is_contiguous() and _channels_last_is_faster(x)
         source = x.contiguous(memory_format=torch.channels_last) if last else x
         features = [path(source) for path in self.paths]  # each B C H' W'
         gates = self.attn(_pooled(features)).to(features[0].dtype)  # B M C 1 1
-        y: Tensor = _mixed(gates, *features)
+        y = select(gates, *features)
         return (y.contiguous() if last else y).to(x.dtype)
+
+    def macs(self, size: InputSize) -> int:
+        conv = cast(_Path, self.paths[0]).conv
+        height, width = ((side - 1) // conv.stride[0] + 1 for side in (size.height, size.width))
+        maps = self.attn.fc_reduce.weight.numel() + self.attn.fc_select.weight.numel()
+        return len(self.paths) * conv.weight.numel() * height * width + maps
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
@@ -108,9 +102,7 @@ class _Path(nn.Module):
         self.bn = nn.BatchNorm2d(c)
 
     def forward(self, x: Tensor) -> Tensor:
-        v = self.conv(x)
-        check.batch_norm(self.bn, v.numel() // v.shape[1], x)
-        u: Tensor = self.bn(v).relu_()
+        u: Tensor = self.bn(self.conv(x)).relu_()
         return u
 
 
@@ -133,40 +125,28 @@ class _Select(nn.Module):
 
 def _pooled(features: list[Tensor]) -> Tensor:
     """Mean over H, W of the branches' sum, as the sum of their means: (B, C, 1, 1)."""
-    first = features[0]
-    wide = torch.promote_types(first.dtype, torch.float32)
-    sums = torch.stack([u.sum((2, 3), keepdim=True, dtype=wide) for u in features])
-    return (sums.sum(0) / (first.shape[2] * first.shape[3])).to(first.dtype)
+    dtype = features[0].dtype
+    means = [u.mean((2, 3), keepdim=True, dtype=upcast_dtype(dtype)) for u in features]
+    return torch.stack(means).sum(0).to(dtype)
 
 
-def _plain(gates: Tensor, *features: Tensor) -> Tensor:
-    """Sum over i of gates (B, M, C, 1, 1) times features (B, C, H', W')."""
-    y = features[0] * gates[:, 0]
-    for i, u in enumerate(features[1:], 1):
-        y = torch.addcmul(y, u, gates[:, i])
-    return y
+def _channels_last_is_faster(x: Tensor) -> bool:
+    """Training on a CPU, where convolutions of channels-last tensors are up to twice as fast."""
+    return torch.is_grad_enabled() and x.device.type == "cpu" and not needs_reference_form(x)
 
 
-def _forward(gates: Tensor, *features: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    y = features[0] * gates[:, 0]
-    for i, u in enumerate(features[1:], 1):
-        y.addcmul_(u, gates[:, i])
-    return y, ()
-
-
-def _backward(
-    needs: tuple[bool, ...], args: tuple[Tensor, ...], saved: tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """One large tensor a branch: the product its gate's sum runs over, then its gradient."""
-    gates, *features = args
-    if features[0].is_contiguous(memory_format=torch.channels_last):
-        grad = grad.contiguous(memory_format=torch.channels_last)
-    d_gates, d_features = [], []
-    for gate, u, need in zip(gates.unbind(1), features, needs[1:], strict=True):
-        work = u * grad
-        d_gates.append(work.sum((2, 3), keepdim=True))
-        d_features.append(torch.mul(grad, gate, out=work) if need else None)
-    return torch.stack(d_gates, 1), *d_features
-
-
-_mixed = CustomGradient(_plain, _forward, _backward)
+register(
+    "sknet",
+    SKConv,
+    layout="image",
+    family="channel",
+    example={"c": 64},
+    upstream={},
+    known_variants=(
+        KnownVariant(
+            whose="changzy00's SKLayer",
+            keys=("split_3x3.0.weight", "split_5x5.0.weight", "fc.0.bias"),
+            computes="has biases in every convolution and linear layer",
+        ),
+    ),
+)

@@ -1,4 +1,4 @@
-"""The switch between hand-written passes and their plain form."""
+"""Hand-written gradients: when they run, and that each equals its reference form."""
 
 import threading
 from collections.abc import Callable
@@ -9,16 +9,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import attnzoo
-from attnzoo.autograd import CustomGradient, reference_forms
+from attnzoo.autograd import Pair, custom_gradient, reference_forms
+from attnzoo.ops import chunks
+from attnzoo.testing.inputs import call, tensors
 
-from contract import made
+from contract import ODD, blocks, made
+from custom_gradients import recorded
 from tolerances import assert_close
 
 calls: list[str] = []
 
 
-def plain(x: Tensor, y: Tensor, power: int) -> Tensor:
-    calls.append("plain")
+def reference(x: Tensor, y: Tensor, power: int) -> Tensor:
+    calls.append("reference")
     return (x * y) ** power
 
 
@@ -37,7 +40,7 @@ def backward(
     return common * y if needs[0] else None, common * x if needs[1] else None, None
 
 
-pair = CustomGradient(plain, forward, backward)
+pair = custom_gradient(reference, Pair(forward, backward))
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_one_gradient_alone(xy: tuple[Tensor, Tensor]) -> None:
     assert torch.allclose(grad, 2 * x * y * y)
 
 
-def test_whatever_looks_inside_takes_the_plain_form(xy: tuple[Tensor, Tensor]) -> None:
+def test_whatever_reads_operations_takes_the_reference_form(xy: tuple[Tensor, Tensor]) -> None:
     x, y = xy
     with reference_forms():
         pair(x, y, 2)
@@ -82,10 +85,10 @@ def test_whatever_looks_inside_takes_the_plain_form(xy: tuple[Tensor, Tensor]) -
     with torch.autocast("cpu", torch.bfloat16):
         pair(x, y, 2)
     pair(x, y.float(), 2)
-    assert set(calls) == {"plain"}
+    assert set(calls) == {"reference"}
 
 
-def test_plain_forms_is_this_threads_alone_and_ends(xy: tuple[Tensor, Tensor]) -> None:
+def test_reference_forms_is_this_threads_alone_and_ends(xy: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RuntimeError), reference_forms():
         raise RuntimeError
     with reference_forms():
@@ -107,7 +110,7 @@ def product_backward(
     return torch.mul(grad, y, out=torch.empty_like(x)), torch.mul(grad, x, out=torch.empty_like(y))
 
 
-product_pair = CustomGradient(product, lambda x, y: (x * y, ()), product_backward)
+product_pair = custom_gradient(product, Pair(lambda x, y: (x * y, ()), product_backward))
 
 
 def test_second_derivative_where_one_argument_comes_from_another() -> None:
@@ -131,18 +134,43 @@ def test_batches_of_gradients(way: str) -> None:
     assert_close(found, (grads * y, grads * x))
 
 
-def test_few_numbers_take_the_plain_form() -> None:
+def test_a_batch_of_one_outputs_gradients() -> None:
+    """The other output's gradient is then no batch, and is not the one to ask."""
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), x.square()
+
+    def both_backward(
+        needs: tuple[bool, ...], args: tuple[Tensor], saved: tuple[Tensor, ...], *grads: Tensor
+    ) -> tuple[Tensor]:
+        (x,) = args
+        out = torch.mul(grads[0], x.cos(), out=torch.empty_like(x))  # which no batch can have
+        return (out.add_(torch.mul(grads[1], 2 * x, out=torch.empty_like(x))),)
+
+    function = custom_gradient(both, Pair(lambda x: (both(x), ()), both_backward))
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    grads = torch.randn(3, 5, dtype=torch.float64)
+    for output, slope in zip(function(x), both_slopes(x), strict=True):
+        (found,) = torch.autograd.grad(output, x, grads, is_grads_batched=True, retain_graph=True)
+        assert_close(found, grads * slope)
+
+
+def both_slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.cos(), 2 * x
+
+
+def test_few_numbers_take_the_reference_form() -> None:
     def refuse(*_: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         raise RuntimeError("the hand-written form ran")
 
-    pair = CustomGradient(product, refuse, product_backward, least=6)
+    pair = custom_gradient(product, Pair(refuse, product_backward, min_numel=6))
     assert pair(torch.ones(5), torch.ones(5)).sum() == 5
     with pytest.raises(RuntimeError, match="hand-written"):
         pair(torch.ones(6), torch.ones(6))
 
 
 @pytest.mark.parametrize("name", ["cbam", "triplet"])
-def test_second_derivatives_of_a_block_equal_its_plain_forms(name: str) -> None:
+def test_second_derivatives_of_a_block_equal_its_reference_forms(name: str) -> None:
     """At a size that takes the hand-written pass."""
     _, block, inputs = made(name, attnzoo.InputSize(height=28, width=28), torch.float64, True)
     x = inputs["x"].requires_grad_()
@@ -155,3 +183,46 @@ def test_second_derivatives_of_a_block_equal_its_plain_forms(name: str) -> None:
     by_hand = second()
     with reference_forms():
         assert_close(by_hand, second())
+
+
+def derivatives(
+    function: Callable[..., object], args: tuple[object, ...], wanting: set[int], spread: bool
+) -> list[Tensor | None]:
+    """Outputs, and the gradients of the arguments at the places `wanting`."""
+    copies = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
+    if spread:  # every second number of a tensor twice as large
+        copies = [torch.stack((a, a), -1)[..., 1] if isinstance(a, Tensor) else a for a in copies]
+    leaves = [copies[i].requires_grad_() for i in sorted(wanting)]
+    outputs = list(tensors(function(*copies)))
+    differentiable = [o for o in outputs if o.requires_grad]
+    grads = [(3 * o.detach()).cos() for o in differentiable]
+    return [*outputs, *torch.autograd.grad(differentiable, leaves, grads, allow_unused=True)]
+
+
+@blocks
+def test_every_pair_equals_its_reference_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In outputs and every gradient, of all arguments and of each alone, whatever the strides."""
+    _, block, inputs = made(name, ODD, torch.float64, True)
+    for tensor in tensors(inputs):
+        tensor.requires_grad_(tensor.is_floating_point())
+    with recorded() as found:
+        call(block, inputs)
+    for function, args in found.values():
+        pair = function.pair._replace(min_numel=0)
+        by_hand = custom_gradient(function.__wrapped__, pair)
+        every = {i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad}
+        two_samples = 2 * args[0].numel() // 3  # the third is in a chunk of its own
+        monkeypatch.setattr(chunks, "CHUNK_NUMEL", two_samples)
+        for wanting in (every, *({i} for i in every)):
+            wanted = derivatives(function.__wrapped__, args, wanting, False)
+            for spread in (False, True):
+                assert_close(derivatives(by_hand, args, wanting, spread), wanted)
+
+
+def test_chunks_are_every_sample_once_each_with_a_buffer_of_its_shape() -> None:
+    for batch in (0, 1, 2, 7):
+        x = torch.arange(2.0 * batch).view(batch, 2, 1).expand(-1, -1, chunks.CHUNK_NUMEL // 6)
+        parts = list(chunks.chunks(x))
+        assert torch.equal(torch.cat([x[:0], *(x[part] for part, _ in parts)]), x)
+        assert all(buffer.shape == x[part].shape for part, buffer in parts)
+        assert [len(buffer) for _, buffer in parts] == {0: [], 1: [1], 2: [2], 7: [3, 3, 1]}[batch]

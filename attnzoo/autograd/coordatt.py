@@ -1,0 +1,27 @@
+"""Coordinate attention's product with two gates: one tensor of the input's size each way."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .custom_gradient import Pair
+
+
+def _scale(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return torch.mul(x, columns).mul_(rows), ()
+
+
+def _scale_backward(
+    needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    x, rows, columns = args
+    work = x * dy
+    maps = work.flatten(0, 1)  # BC H W
+    d_rows = torch.bmm(maps, columns.flatten(0, 1).mT).view(rows.shape)
+    d_columns = torch.bmm(rows.flatten(0, 1).mT, maps).view(columns.shape)
+    dx = torch.mul(dy, rows, out=work).mul_(columns) if needs[0] else None
+    return dx, d_rows, d_columns
+
+
+scale = Pair(_scale, _scale_backward)

@@ -1,0 +1,36 @@
+"""Channel attention with its attention matrix kept: X X^T is symmetric, so one product is saved."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.precision import upcast
+from .custom_gradient import Pair
+
+
+def _mixer(gamma: Tensor, attention: Tensor) -> Tensor:
+    """gamma * A + 1, which holds the residual."""
+    eye = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+    return gamma * attention + eye
+
+
+def _channel_attention(x: Tensor, gamma: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    rows = upcast(x)
+    attention = (rows @ rows.mT).neg_().softmax(-1)  # B C C
+    return _mixer(gamma, attention).to(x.dtype) @ x, (attention,)
+
+
+def _channel_attention_backward(
+    needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], dy: Tensor
+) -> tuple[Tensor, Tensor]:
+    (x, gamma), (attention,) = args, saved
+    product = attention * (dy @ x.mT).to(attention.dtype)  # B C C
+    mean = product.sum(-1, keepdim=True)
+    d_energies = gamma * (attention * mean - product)
+    dx = _mixer(gamma, attention).to(x.dtype).mT @ dy
+    dx.baddbmm_((d_energies + d_energies.mT).to(x.dtype), x)
+    return dx, mean.sum().to(x.dtype).expand(1)
+
+
+channel_attention = Pair(_channel_attention, _channel_attention_backward)

@@ -152,7 +152,7 @@ def measured(work: Workload, samples: int) -> Iterator[dict[str, Any]]:
     yield about | {"pair": None} | compared(whole, plain, leaves, samples)
     for name, (function, args) in calls.items():
         pair = function.pair._replace(min_numel=0)
-        sides = custom_gradient(function.__wrapped__, pair), function.__wrapped__
+        sides = custom_gradient(function.reference, pair), function.reference
         ours, theirs = (lambda f=f, a=args: list(tensors(f(*a))) for f in sides)
         leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
         row = about | {"pair": name} | compared(ours, theirs, leaves, samples)

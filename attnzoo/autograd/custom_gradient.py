@@ -46,7 +46,7 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
     """`reference`, an ordinary torch function of positional arguments, computed by `pair`.
 
     The two must agree in outputs and every gradient; `needs_reference_form` decides which runs.
-    What is returned keeps them as its attributes `__wrapped__` and `pair`.
+    They are attributes, `reference` and `pair`, of what is returned.
     """
 
     @functools.wraps(reference)
@@ -61,7 +61,7 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
             return _Function.apply(reference, pair, *args)
         return pair.forward(*args)[0]
 
-    function.pair = pair  # type: ignore[attr-defined]
+    function.reference, function.pair = reference, pair  # type: ignore[attr-defined]
     return cast(Callable[_P, _R], function)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..autograd import custom_gradient
 from ..autograd import danet_channel as passes
 from ..ops.memory_format import match_memory_format
-from ..ops.precision import autocast_disabled, upcast
+from ..ops.precision import in_one_dtype, upcast
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Width
@@ -32,7 +32,8 @@ def channel_attention(x: Tensor, gamma: Tensor) -> Tensor:
     return (gamma * attention + residual).to(x.dtype) @ x
 
 
-channel_attention = custom_gradient(channel_attention, passes.channel_attention)
+# Under autocast as without: its dtype would round the energies, and float16 overflow.
+channel_attention = in_one_dtype(custom_gradient(channel_attention, passes.channel_attention))
 
 
 class CAM(nn.Module):
@@ -49,8 +50,7 @@ class CAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.gamma)
-        with autocast_disabled(x):  # it would round the energies, and float16 overflow
-            y = channel_attention(x.flatten(2), self.gamma.to(x.dtype))
+        y = channel_attention(x.flatten(2), self.gamma)
         return match_memory_format(y.reshape(x.shape), x)
 
     def macs(self, size: InputSize) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..autograd import custom_gradient
 from ..autograd import danet_position as passes
 from ..ops.memory_format import match_memory_format
-from ..ops.precision import autocast_disabled, upcast
+from ..ops.precision import in_one_dtype, upcast
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Count, Width
@@ -31,7 +31,8 @@ def position_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor
     return gamma * torch.bmm(v, energies.softmax(-1).to(v.dtype).mT)
 
 
-position_attention = custom_gradient(position_attention, passes.position_attention)
+# Under autocast in the dtype of q, k and v, with energies in float32.
+position_attention = in_one_dtype(custom_gradient(position_attention, passes.position_attention))
 
 
 class PAM(nn.Module):
@@ -58,9 +59,8 @@ class PAM(nn.Module):
         check.image(x, self.c, self.gamma)
         q, k = self.query_conv(x).flatten(2), self.key_conv(x).flatten(2)  # B R N
         v = self.value_conv(x).flatten(2)  # B C N
-        with autocast_disabled(x):  # its dtype is that of q, k, v; energies stay in float32
-            y = position_attention(q, k, v, self.gamma.to(v.dtype)).reshape(x.shape)
-        return match_memory_format(y.to(x.dtype) + x, x)
+        y = position_attention(q, k, v, self.gamma).reshape(x.shape).to(x.dtype) + x
+        return match_memory_format(y, x)
 
     def macs(self, size: InputSize) -> int:
         width, pixels = self.query_conv.out_channels, size.height * size.width

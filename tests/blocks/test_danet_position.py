@@ -1,5 +1,7 @@
 """Position attention: the authors' formulas, and the N x N map that is never kept."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,13 +56,19 @@ def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None
     assert leaf.grad is not None
 
 
+def without_key_bias(found: dict[str, Any]) -> dict[str, Any]:
+    """A step without the gradient of the key bias, which is zero but for rounding."""
+    kept = {k: v for k, v in found["parameters"].items() if k != "key_conv.bias"}
+    return {**found, "parameters": kept}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_by_hand(dtype: torch.dtype) -> None:
     _, block, inputs = made("danet_position")
     wanted = step(block, inputs)
     found = step(block.to(dtype), {"x": inputs["x"].to(dtype)})
     assert found["outputs"][0].dtype == dtype
-    assert_close(found, wanted, dtype)
+    assert_close(*map(without_key_bias, (found, wanted)), dtype)
 
 
 def test_autocast_by_hand_keeps_the_residual_exact() -> None:
@@ -73,7 +81,7 @@ def test_autocast_by_hand_keeps_the_residual_exact() -> None:
 
     found = step(block, inputs, run)
     assert found["outputs"][0].dtype == torch.float32
-    assert_close(found, wanted, torch.bfloat16)
+    assert_close(*map(without_key_bias, (found, wanted)), torch.bfloat16)
     nn.init.zeros_(block.gamma)
     assert torch.equal(run(inputs), inputs["x"])
 

@@ -1,7 +1,4 @@
-"""DIA's pooling over channels and its gate: fewer passes over memory, and no output kept.
-
-x goes through `pool` to `gate`, so that its gradients meet on the way back and add up in one pass.
-"""
+"""DIA's gate, which keeps nothing for the backward pass but its arguments."""
 
 from typing import Any
 
@@ -9,23 +6,6 @@ import torch
 from torch import Tensor
 
 from .custom_gradient import Pair
-
-
-def _pool(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    top, index = x.max(1, keepdim=True)
-    return (x, x.mean(1, keepdim=True), top), (index,)
-
-
-def _pool_backward(
-    needs: tuple[bool, ...],
-    args: tuple[Any, ...],
-    saved: tuple[Tensor, ...],
-    dx: Tensor,
-    d_mean: Tensor,
-    d_top: Tensor,
-) -> tuple[Tensor]:
-    total = torch.add(dx, d_mean, alpha=1 / dx.shape[1])
-    return (total.scatter_add_(1, saved[0], d_top),)
 
 
 def _gate(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -42,5 +22,4 @@ def _gate_backward(
     return passed.mul_(mask) if needs[0] else None, d_mask
 
 
-pool = Pair(_pool, _pool_backward)
-gate = Pair(_gate, _gate_backward)
+pair = Pair(_gate, _gate_backward)

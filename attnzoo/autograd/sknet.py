@@ -29,4 +29,4 @@ def _select_backward(
     return torch.stack(d_gates, 1), *d_features
 
 
-select = Pair(_select, _select_backward)
+pair = Pair(_select, _select_backward)

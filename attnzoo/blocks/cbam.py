@@ -19,8 +19,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from ..autograd import cbam as passes
-from ..autograd import custom_gradient
+from ..autograd import cbam, custom_gradient
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Count, NotEmpty, Odd, Width
@@ -45,9 +44,9 @@ def scale(x: Tensor, s: Tensor, gate: Tensor) -> Tensor:
     return x * s[:, :, None, None] * gate[:, None]
 
 
-pool = custom_gradient(pool, passes.pool)
-pool_channels = custom_gradient(pool_channels, passes.pool_channels)
-scale = custom_gradient(scale, passes.scale)
+pool = custom_gradient(pool, cbam.pool)
+pool_channels = custom_gradient(pool_channels, cbam.pool_channels)
+scale = custom_gradient(scale, cbam.scale)
 
 
 class CBAM(nn.Module):

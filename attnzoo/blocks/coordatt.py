@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..autograd import coordatt as passes
-from ..autograd import custom_gradient
+from ..autograd import coordatt, custom_gradient
 from ..ops.precision import upcast_dtype
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
@@ -32,7 +31,7 @@ def scale(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x * columns * rows
 
 
-scale = custom_gradient(scale, passes.scale)
+scale = custom_gradient(scale, coordatt.pair)
 
 
 class CoordAtt(nn.Module):

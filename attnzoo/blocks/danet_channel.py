@@ -14,8 +14,7 @@ Cost: parameters 1; MACs 2 c^2 H W.
 import torch
 from torch import Tensor, nn
 
-from ..autograd import custom_gradient
-from ..autograd import danet_channel as passes
+from ..autograd import custom_gradient, danet_channel
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import in_one_dtype, upcast
 from ..registry import InputSize, KnownVariant, register
@@ -33,7 +32,7 @@ def channel_attention(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 # Under autocast as without: its dtype would round the energies, and float16 overflow.
-channel_attention = in_one_dtype(custom_gradient(channel_attention, passes.channel_attention))
+channel_attention = in_one_dtype(custom_gradient(channel_attention, danet_channel.pair))
 
 
 class CAM(nn.Module):

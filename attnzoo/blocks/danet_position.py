@@ -16,8 +16,7 @@ Cost: with r = c // reduction, parameters 2 r (c + 1) + c (c + 1) + 1;
 import torch
 from torch import Tensor, nn
 
-from ..autograd import custom_gradient
-from ..autograd import danet_position as passes
+from ..autograd import custom_gradient, danet_position
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import in_one_dtype, upcast
 from ..registry import InputSize, KnownVariant, register
@@ -32,7 +31,7 @@ def position_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor
 
 
 # Under autocast in the dtype of q, k and v, with energies in float32.
-position_attention = in_one_dtype(custom_gradient(position_attention, passes.position_attention))
+position_attention = in_one_dtype(custom_gradient(position_attention, danet_position.pair))
 
 
 class PAM(nn.Module):

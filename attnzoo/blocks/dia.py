@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _torch
-from ..autograd import custom_gradient
-from ..autograd import dia as passes
+from ..autograd import custom_gradient, dia
 from ..registry import InputSize, register
 from ..validation import check, types
 from ..validation.types import Width
@@ -35,7 +34,7 @@ def gate(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).relu()
 
 
-gate = custom_gradient(gate, passes.gate)
+gate = custom_gradient(gate, dia.pair)
 
 
 class DIA(nn.Module):

@@ -21,8 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..autograd import custom_gradient, needs_reference_form
-from ..autograd import sknet as passes
+from ..autograd import custom_gradient, needs_reference_form, sknet
 from ..ops.precision import upcast_dtype
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
@@ -37,7 +36,7 @@ def select(gates: Tensor, *features: Tensor) -> Tensor:
     return y
 
 
-select = custom_gradient(select, passes.select)
+select = custom_gradient(select, sknet.pair)
 
 
 class SKConv(nn.Module):

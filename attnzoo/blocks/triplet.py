@@ -17,8 +17,7 @@ Cost: parameters 3 (2 kernel_size^2 + 2); MACs 2 kernel_size^2 (C W + H C + H W)
 
 from torch import Tensor, nn
 
-from ..autograd import custom_gradient
-from ..autograd import triplet as passes
+from ..autograd import custom_gradient, triplet
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Odd, Width
@@ -37,8 +36,8 @@ def scale(x: Tensor, cw: Tensor, hc: Tensor, hw: Tensor | None) -> Tensor:
     return x * (gates / 2 if hw is None else (gates + hw[:, None]) / 3)
 
 
-pool = custom_gradient(pool, passes.pool)
-scale = custom_gradient(scale, passes.scale)
+pool = custom_gradient(pool, triplet.pool)
+scale = custom_gradient(scale, triplet.scale)
 
 
 class TripletAttention(nn.Module):

@@ -12,7 +12,7 @@ from attnzoo import blocks, reference
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    room: sorted(p.stem for p in (ROOT / "attnzoo" / room).glob("*.py") if p.stem != "__init__")
+    room: sorted(p.stem for p in (ROOT / "attnzoo" / room).glob("*.py") if p.stem[0] != "_")
     for room in ("blocks", "networks")
 }
 FILES = sorted(name for files in ROOMS.values() for name in files)

@@ -46,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_block: run once for each registered block, as `name`")
     config.addinivalue_line("markers", "capability(name): the outcome is a cell of the matrix")
+    config.addinivalue_line(
+        "markers", "left_out_if(condition, reason): the installed torch cannot do it, whoever asks"
+    )
     worker = hasattr(config, "workerinput")
     matrix = Matrix(config.getoption("write_capabilities"), worker)
     config.pluginmanager.register(matrix, "matrix")
@@ -59,3 +62,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("every_block"):
         metafunc.parametrize("name", attnzoo.names())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the installed torch cannot do, whoever asks."""
+
+    def impossible(item: pytest.Item) -> bool:
+        return any(mark.args[0] for mark in item.iter_markers("left_out_if"))
+
+    left_out = [item for item in items if impossible(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not impossible(item)]

@@ -34,6 +34,10 @@ from tolerances import assert_close
 
 BATCH = attnzoo.InputSize(batch=3 * WORLD, steps=13, height=9, width=11)
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+shards_on_cpu = pytest.mark.left_out_if(
+    not hasattr(torch.cpu.Stream, "record_event"),
+    "FSDP2 of this torch shards nothing on a CPU, not even nn.Linear",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,7 @@ def test_ddp_gives_the_gradients_of_one_process(name: str, train: bool, pair: Ra
 
 @blocks
 @modes
+@shards_on_cpu
 @pytest.mark.capability("fsdp")
 def test_fsdp_gives_the_gradients_of_one_process(name: str, train: bool, pair: Ranks) -> None:
     pair.run(fsdp_equals_one_process, name, train, module=find(name).cls.__module__)
@@ -58,6 +63,7 @@ def test_fsdp_gives_the_gradients_of_one_process(name: str, train: bool, pair: R
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @blocks
+@shards_on_cpu
 @pytest.mark.capability("dcp")
 def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path: Path) -> None:
     pair.run(save_sharded, name, tmp_path, module=find(name).cls.__module__)
@@ -71,7 +77,9 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path
     assert_close(call(fresh, inputs), call(wanted, inputs))
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "sharded", [pytest.param(False, id="ddp"), pytest.param(True, id="fsdp", marks=shards_on_cpu)]
+)
 def test_the_gradient_factors_of_dia_are_its_authors_hooks(sharded: bool, pair: Ranks) -> None:
     pair.run(dia_equals_module_hooks, sharded)
 
@@ -80,10 +88,12 @@ def test_a_network_with_blocks_put_in_trains_on_ranks(pair: Ranks) -> None:
     pair.run(inserted_equals_one_process)
 
 
+@shards_on_cpu
 def test_fsdp_refuses_layers_whose_weights_are_folded(pair: Ranks) -> None:
     pair.run(folded_layers_are_refused)
 
 
+@shards_on_cpu
 def test_fsdp_tells_of_an_output_that_is_a_view(pair: Ranks) -> None:
     pair.run(views_are_told)
 

@@ -12,6 +12,7 @@ import attnzoo
 from attnzoo.autograd import reference_forms
 
 from contract import assert_steps_equal, made, step
+from formulas import max_mean_gate
 from tolerances import assert_close
 
 POOLINGS = {
@@ -22,20 +23,13 @@ POOLINGS = {
 }
 
 
-def authors_gate(t: Tensor, gate: nn.Module) -> Tensor:
-    """The authors' spatial gate on axis 1 of `t`, with our module's weights."""
-    pooled = torch.cat((t.max(1)[0].unsqueeze(1), t.mean(1).unsqueeze(1)), 1)
-    weight = gate.conv.weight
-    return t * gate.bn(F.conv2d(pooled, weight, padding=(weight.shape[-1] - 1) // 2)).sigmoid()
-
-
 def authors(block: nn.Module, x: Tensor) -> Tensor:
     logits: Any = 0
     for kind in block.pool_types:
         z = POOLINGS[kind](x).flatten(1)
         logits = logits + block.fc2(F.relu(block.fc1(z)))
     u = x * torch.sigmoid(logits)[:, :, None, None]
-    return u if block.spatial is None else authors_gate(u, block.spatial)
+    return u if block.spatial is None else max_mean_gate(u, block.spatial)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from test_danet_channel import formula as cam
-from test_danet_position import formula as pam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +13,7 @@ from attnzoo.testing.inputs import make_inputs
 from attnzoo.testing.work import work
 
 from contract import ODD, made, step
+from formulas import channel_attention, position_attention
 from tolerances import assert_close
 
 HEAD = {"c": 72, "reduction": 4, "head": True}
@@ -32,8 +31,8 @@ def formula(x: Tensor, p: nn.Module) -> Tensor:
         y = (y - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
         return F.relu(y * norm.weight[:, None, None] + norm.bias[:, None, None])
 
-    position = conv(pam(conv(x, p.conv5a), p.sa), p.conv51)
-    return position + conv(cam(conv(x, p.conv5c), p.sc.gamma), p.conv52)
+    position = conv(position_attention(conv(x, p.conv5a), p.sa), p.conv51)
+    return position + conv(channel_attention(conv(x, p.conv5c), p.sc.gamma), p.conv52)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -51,7 +50,12 @@ def test_bare_sum_equals_the_formula(size: tuple[int, int]) -> None:
     extent = attnzoo.InputSize(2, 1, *size)
     _, block, inputs = made("danet", extent, torch.float64, c=12, reduction=5)
     wanted = step(
-        block, inputs, lambda leaves: pam(leaves["x"], block.sa) + cam(leaves["x"], block.sc.gamma)
+        block,
+        inputs,
+        lambda leaves: (
+            position_attention(leaves["x"], block.sa)
+            + channel_attention(leaves["x"], block.sc.gamma)
+        ),
     )
     assert_close(step(block, inputs), wanted)
     assert {key.split(".")[0] for key in block.state_dict()} == {"sa", "sc"}

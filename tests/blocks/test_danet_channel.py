@@ -8,17 +8,8 @@ import attnzoo
 from attnzoo.autograd import reference_forms
 
 from contract import made, step
+from formulas import channel_attention
 from tolerances import assert_close
-
-
-def formula(x: Tensor, gamma: Tensor) -> Tensor:
-    """The authors' module, line by line."""
-    b, c, h, w = x.shape
-    rows = x.reshape(b, c, -1)
-    energy = torch.bmm(rows, rows.permute(0, 2, 1))
-    energy = torch.max(energy, -1, keepdim=True)[0].expand_as(energy) - energy
-    attention = torch.softmax(energy, dim=-1)
-    return gamma * torch.bmm(attention, rows).view(b, c, h, w) + x
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (14, 9)])
@@ -28,7 +19,7 @@ def test_equals_the_formula(c: int, size: tuple[int, int]) -> None:
     _, block, inputs = made("danet_channel", extent, torch.float64, c=c)
     block.gamma.data.fill_(0.7)
     inputs["x"] /= size[0] * size[1]  # an attention that is not one-hot
-    wanted = step(block, inputs, lambda leaves: formula(leaves["x"], block.gamma))
+    wanted = step(block, inputs, lambda leaves: channel_attention(leaves["x"], block.gamma))
     assert_close(step(block, inputs), wanted)
     with reference_forms():
         assert_close(step(block, inputs), wanted)
@@ -42,7 +33,7 @@ def test_float16_energies_do_not_overflow(std: float) -> None:
     assert (x.double().square().sum((2, 3)) > torch.finfo(x.dtype).max).any()
     found = step(block, {"x": x})
     assert all(t.isfinite().all() for t in [*found["outputs"], *found["inputs"]])
-    wanted = formula(x.double(), block.gamma.double())
+    wanted = channel_attention(x.double(), block.gamma.double())
     assert_close(found["outputs"][0], wanted, torch.float16)
 
 

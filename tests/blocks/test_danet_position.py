@@ -5,33 +5,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.autograd import reference_forms
 
 from contract import made, step
+from formulas import position_attention
 from tolerances import assert_close
 
 LARGE = attnzoo.InputSize(batch=2, height=24, width=24)
 UNEVEN = attnzoo.InputSize(batch=3, height=19, width=15)
 
 
-def formula(x: Tensor, p: nn.Module) -> Tensor:
-    """The authors' module, line by line."""
-    b, c, h, w = x.shape
-    q = F.conv2d(x, p.query_conv.weight, p.query_conv.bias).view(b, -1, h * w).permute(0, 2, 1)
-    k = F.conv2d(x, p.key_conv.weight, p.key_conv.bias).view(b, -1, h * w)
-    attention = torch.softmax(torch.bmm(q, k), dim=-1)
-    v = F.conv2d(x, p.value_conv.weight, p.value_conv.bias).view(b, -1, h * w)
-    return p.gamma * torch.bmm(v, attention.permute(0, 2, 1)).view(b, c, h, w) + x
-
-
 @pytest.mark.parametrize("extent", [LARGE, UNEVEN, attnzoo.InputSize(1, 1, 3, 5)], ids=str)
 @pytest.mark.parametrize("config", [{"c": 16}, {"c": 13, "reduction": 3}, {"c": 6, "reduction": 1}])
 def test_equals_the_formula(extent: attnzoo.InputSize, config: dict[str, int]) -> None:
     _, block, inputs = made("danet_position", extent, torch.float64, **config)
-    wanted = step(block, inputs, lambda leaves: formula(leaves["x"], block))
+    wanted = step(block, inputs, lambda leaves: position_attention(leaves["x"], block))
     assert_close(step(block, inputs), wanted)
     with reference_forms():
         assert_close(step(block, inputs), wanted)

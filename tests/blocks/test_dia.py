@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import attnzoo
@@ -17,35 +16,10 @@ from attnzoo.registry import find
 from attnzoo.testing.work import work
 
 from contract import ODD, made, randomize_parameters, step
+from formulas import HookedDIA
 from tolerances import assert_close
 
 SCALES = [(0.4, 0.1), (0.1, 0.4), (1.0, 1.0), (0.0, -2.5)]
-
-
-class Hooked(nn.Module):
-    """The formula written out, with real module hooks that scale the gradient of the input."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = copy.deepcopy(block)
-        if block.modulated:
-            for conv, factor in zip(
-                (self.block.d_conv, self.block.d_conv1), block.scales, strict=True
-            ):
-                conv.register_full_backward_hook(
-                    lambda module, inward, outward, factor=factor: (inward[0] * factor,)
-                )
-
-    def forward(self, x: Tensor) -> Tensor:
-        own = self.block
-        a = own.downavg(x.mean(1, keepdim=True))
-        b = own.downmax(torch.max(x, 1, keepdim=True)[0])
-        if own.modulated:
-            z = torch.cat([own.d_conv(a).sigmoid() * b, own.d_conv1(b).sigmoid() * a], 1)
-        else:
-            z = torch.cat([b, a], 1)
-        big = F.interpolate(own.conv(z), scale_factor=2, mode="nearest")
-        return (x * big.sigmoid()[..., : x.shape[2], : x.shape[3]]).relu()
 
 
 def built(dtype: torch.dtype = torch.float64, **config: object) -> nn.Module:
@@ -77,7 +51,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def wanted_of(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    hooked = Hooked(block)
+    hooked = HookedDIA(block)
     return gradients(hooked, x, hooked)
 
 
@@ -220,7 +194,7 @@ def test_closed_forms(size: tuple[int, int], modulated: bool) -> None:
 
 def test_autocast_keeps_the_factors() -> None:
     _, block, inputs = made("dia", ODD, scales=(0.0, 3.0))
-    hooked = Hooked(block)
+    hooked = HookedDIA(block)
 
     def lowered(module: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
         def run(leaves: dict[str, Tensor]) -> Tensor:

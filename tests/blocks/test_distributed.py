@@ -28,8 +28,8 @@ from attnzoo.registry import Inputs, find
 from attnzoo.testing.inputs import call, tensors
 
 from contract import arranged, blocks, made, wanting_grad
+from formulas import HookedDIA
 from ranks import WORLD, RankError, Ranks, ranks
-from test_dia import Hooked
 from tolerances import assert_close
 
 BATCH = attnzoo.InputSize(batch=3 * WORLD, steps=13, height=9, width=11)
@@ -149,7 +149,7 @@ def fsdp_equals_one_process(name: str, train: bool) -> None:
 
 def dia_equals_module_hooks(sharded: bool) -> None:
     block, inputs = same("dia")
-    hooked = gradients(Hooked(block), inputs)["parameters"]
+    hooked = gradients(HookedDIA(block), inputs)["parameters"]
     wanted = {key.removeprefix("block."): grad / WORLD for key, grad in hooked.items()}
     replica = None if sharded else DistributedDataParallel(block)
     if sharded:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_mamba import EXACT, errors, gradients, mixer
 from torch import Tensor
 
 import attnzoo
 from attnzoo.blocks.dtm import DTM
 
+from formulas import EXACT, errors, gradients, mamba_mixer
 from tolerances import assert_close
 
 SIZES = ((3, 5, 4), (6, 2, 3), (2, 1, 1))
@@ -37,7 +37,7 @@ def wiring(block: DTM, maps: list[Tensor], token: Tensor | None, pool: str) -> T
     series = (
         torch.stack(tokens, 1) if token is None else torch.cat((torch.stack(tokens, 1), token), 1)
     )
-    y = mixer(block.mamba, norm(series, weights, "proj_norm"))
+    y = mamba_mixer(block.mamba, norm(series, weights, "proj_norm"))
     read = {"last": y[:, -1], "first": y[:, 0], "mean": y.mean(1)}[pool]
     return norm(read, weights, "out_norm").relu()
 

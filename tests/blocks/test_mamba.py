@@ -11,52 +11,9 @@ import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.autograd.causal_conv import causal_conv
 from attnzoo.autograd.selective_scan import CHUNK, selective_scan
-from attnzoo.blocks.mamba import Mamba
 
+from formulas import EXACT, errors, gradients, mamba_mixer, selective_recurrence
 from tolerances import assert_close
-
-EXACT = 1e-9
-
-
-def recurrence(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The definition, one step after another."""
-    h = u.new_zeros(u.shape[0], *a.shape)
-    ys = []
-    for t in range(u.shape[1]):
-        h = (dt[:, t, :, None] * a).exp() * h + (dt[:, t] * u[:, t])[:, :, None] * b[:, t, None]
-        ys.append((h * c[:, t, None]).sum(-1))
-    return torch.stack(ys, 1)
-
-
-def mixer(block: Mamba, x: Tensor) -> Tensor:
-    """The authors' forward pass, formula by formula, on (B, T, C)."""
-    weights = dict(block.named_parameters())
-    steps = x.shape[1]
-    u, z = F.linear(x, weights["in_proj.weight"], weights.get("in_proj.bias")).chunk(2, -1)
-    filters = weights["conv1d.weight"]
-    taps, inner = filters.shape[2], filters.shape[0]
-    u = F.conv1d(u.mT, filters, weights.get("conv1d.bias"), padding=taps - 1, groups=inner)
-    u = F.silu(u[..., :steps].mT)
-    rank, state = weights["dt_proj.weight"].shape[1], weights["A_log"].shape[1]
-    low, b, c = F.linear(u, weights["x_proj.weight"]).split([rank, state, state], -1)
-    dt = F.softplus(low @ weights["dt_proj.weight"].mT + weights["dt_proj.bias"])
-    y = recurrence(u, dt, -weights["A_log"].exp(), b, c) + weights["D"] * u
-    return F.linear(y * F.silu(z), weights["out_proj.weight"], weights.get("out_proj.bias"))
-
-
-def errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
-    return [
-        float((f - w).abs().max()) / max(float(w.abs().max()), 1e-300)
-        for f, w in zip(found, wanted, strict=True)
-    ]
-
-
-def gradients(run: object, *leaves: Tensor) -> list[Tensor]:
-    output = run(*leaves)  # type: ignore[operator]
-    generator = torch.Generator().manual_seed(3)
-    grad = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-    found = torch.autograd.grad(output, leaves, grad, materialize_grads=True)
-    return [output.detach(), *found]
 
 
 def leaves_of(samples: int, steps: int, inner: int, state: int) -> list[Tensor]:
@@ -74,7 +31,7 @@ def test_stiff_and_slow_decays_over_a_long_run(form: str) -> None:
         leaves[2].copy_(-rates.expand(4, 4))
         sizes = torch.tensor([0.0, 1e-12, 1e-3, 0.1, 1.0, 30.0, 1e3], dtype=torch.float64)
         leaves[1].copy_(sizes[torch.randint(len(sizes), leaves[1].shape)])
-    wanted = gradients(recurrence, *leaves)
+    wanted = gradients(selective_recurrence, *leaves)
     if form == "plain":
         with reference_forms():
             found = gradients(selective_scan, *leaves)
@@ -87,7 +44,7 @@ def test_stiff_and_slow_decays_over_a_long_run(form: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, 8, 31, 32, 33, 64, 129, 1025])
 def test_any_length_equals_the_recurrence(steps: int) -> None:
     leaves = leaves_of(3, steps, 5, 3)
-    wanted = gradients(recurrence, *leaves)
+    wanted = gradients(selective_recurrence, *leaves)
     assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
     with reference_forms():
         assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
@@ -95,7 +52,7 @@ def test_any_length_equals_the_recurrence(steps: int) -> None:
 
 def test_many_samples_go_through_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = leaves_of(5, 40, 4, 3)
-    wanted = gradients(recurrence, *leaves)
+    wanted = gradients(selective_recurrence, *leaves)
     monkeypatch.setattr("attnzoo.autograd.selective_scan.SLAB", 24)
     assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
 
@@ -173,7 +130,7 @@ def test_mixer_equals_the_formulas(config: dict[str, int]) -> None:
     for steps in (1, 3, 37):
         x = torch.randn(2, steps, config["c"], dtype=torch.float64, requires_grad=True)
         leaves = [x, *block.parameters()]
-        wanted = gradients(lambda x, *_: mixer(block, x), *leaves)
+        wanted = gradients(lambda x, *_: mamba_mixer(block, x), *leaves)
         assert max(errors(gradients(lambda x, *_: block(x), *leaves), wanted)) < EXACT
 
 

@@ -13,16 +13,16 @@ from attnzoo.autograd import reference_forms
 from attnzoo.testing.work import saved_bytes
 
 from contract import assert_steps_equal, made, step
-from test_cbam import authors_gate
+from formulas import max_mean_gate
 from tolerances import assert_close
 
 
 def authors(block: nn.Module, x: Tensor) -> Tensor:
-    cw = authors_gate(x.permute(0, 2, 1, 3).contiguous(), block.cw).permute(0, 2, 1, 3)
-    hc = authors_gate(x.permute(0, 3, 2, 1).contiguous(), block.hc).permute(0, 3, 2, 1)
+    cw = max_mean_gate(x.permute(0, 2, 1, 3).contiguous(), block.cw).permute(0, 2, 1, 3)
+    hc = max_mean_gate(x.permute(0, 3, 2, 1).contiguous(), block.hc).permute(0, 3, 2, 1)
     if block.hw is None:
         return (cw.contiguous() + hc.contiguous()) / 2
-    return (authors_gate(x, block.hw) + cw.contiguous() + hc.contiguous()) / 3
+    return (max_mean_gate(x, block.hw) + cw.contiguous() + hc.contiguous()) / 3
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

@@ -92,3 +92,8 @@ def test_version_is_the_changelogs() -> None:
 
 def test_typing_marker_ships() -> None:
     assert (ROOT / "attnzoo" / "py.typed").exists()
+
+
+def test_no_test_imports_another() -> None:
+    found = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
+    assert [p.name for p in (ROOT / "tests").rglob("*.py") if found.search(p.read_text())] == []

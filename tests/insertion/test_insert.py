@@ -218,6 +218,62 @@ def test_the_run_and_a_dry_run_leave_no_trace() -> None:
     assert {path: module.training for path, module in net.named_modules()} == flags
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("how", ["after", "instead"])
+def test_training_modes_are_as_before_and_blocks_follow(train: bool, how: Any) -> None:
+    net = resnet(train)
+    net.layer1.train(not train)
+    modes = {path: module.training for path, module in net.named_modules()}
+    with pytest.raises(ValueError, match="reduction"):
+        attnzoo.insert(net, "layer1.*.conv2", "se", example_input=IMAGES, reduction=999)
+    assert {path: module.training for path, module in net.named_modules()} == modes
+    attnzoo.insert(net, "layer2.0.conv2", "dia", example_input=IMAGES, how=how)
+    place = net.layer2[0].conv2
+    added = [place, *place.attnzoo.modules()]
+    assert {module.training for module in added} == {train}
+    net.train(not train)
+    assert {module.training for module in (*added, enclosed(place))} == {not train}
+    net.train(train)
+    net.layer1.train(not train)
+    attnzoo.remove(net)
+    assert {path: module.training for path, module in net.named_modules()} == modes
+
+
+def test_a_module_kept_aside_moves_and_is_cast_with_the_network() -> None:
+    net = resnet()
+    attnzoo.insert(net, "layer1.1.conv2", "se", example_input=IMAGES, how="instead")
+    attnzoo.remove(net.double())
+    assert net.layer1[1].conv2.weight.dtype == torch.float64
+    attnzoo.insert(net, "layer1.1.conv2", "se", example_input=IMAGES.double(), how="instead")
+    attnzoo.remove(net.to("meta"))
+    assert net.layer1[1].conv2.weight.is_meta
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_remove_lets_encoders_pack_padded_batches_again(nested: bool) -> None:
+    net = Forecaster()
+    net.encoder.use_nested_tensor = nested
+    attributes = dict(vars(net.encoder))
+    for where in ("encoder.layers.0", "encoder.layers.1.norm2"):
+        attnzoo.insert(net, where, "mamba", example_input=SERIES, dry_run=True)
+        assert net.encoder.use_nested_tensor == nested
+        attnzoo.insert(net, where, "mamba", example_input=SERIES)
+        assert not net.encoder.use_nested_tensor
+    attnzoo.remove(net)
+    assert net.encoder.use_nested_tensor == nested
+    assert dict(vars(net.encoder)) == attributes
+
+
+def test_the_state_dict_keeps_the_versions_of_its_modules() -> None:
+    net = resnet()
+    versions = dict(net.state_dict()._metadata)
+    attnzoo.insert(net, "layer1.*.bn2", "se", example_input=IMAGES)
+    attnzoo.insert(net, "layer2", "se", example_input=IMAGES)
+    found = net.state_dict()._metadata
+    assert {path: found[path] for path in versions} == versions
+    assert not any("attnzoo_host" in path for path in found)
+
+
 class Restless(nn.Module):
     """Draws and counts in eval mode too."""
 
@@ -287,6 +343,25 @@ class Recurrent(nn.Module):
 def test_layers_of_one_operator_are_counted(make: Callable[[], nn.Module], macs: int) -> None:
     report = attnzoo.insert(make(), "head", "mamba", example_input=SERIES, dry_run=True)
     assert report.network_macs == macs
+    assert report.uncounted == ()
+
+
+class Unknown(nn.Module):
+    """A layer of an operator that nobody counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Bilinear(7, 7, 5), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x, x))
+
+
+def test_operators_that_nobody_counts_are_named() -> None:
+    report = attnzoo.insert(Unknown(), "head", "mamba", example_input=SERIES, dry_run=True)
+    assert report.network_macs == 24 * 5 * 3
+    assert report.uncounted == ("aten::_trilinear",)
+    assert "of the network's operators not counted: aten::_trilinear" in str(report)
 
 
 @pytest.mark.parametrize("residual", [False, True])

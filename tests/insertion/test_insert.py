@@ -254,9 +254,9 @@ def test_remove_lets_encoders_pack_padded_batches_again(nested: bool) -> None:
     net = Forecaster()
     net.encoder.use_nested_tensor = nested
     attributes = dict(vars(net.encoder))
+    attnzoo.insert(net, "encoder.layers.0", "mamba", example_input=SERIES, dry_run=True)
+    assert net.encoder.use_nested_tensor == nested
     for where in ("encoder.layers.0", "encoder.layers.1.norm2"):
-        attnzoo.insert(net, where, "mamba", example_input=SERIES, dry_run=True)
-        assert net.encoder.use_nested_tensor == nested
         attnzoo.insert(net, where, "mamba", example_input=SERIES)
         assert not net.encoder.use_nested_tensor
     attnzoo.remove(net)

@@ -87,6 +87,10 @@ def test_readme_shows_code_by_line_20() -> None:
 
 
 def test_version_is_the_changelogs() -> None:
+    """The newest that the changelog has released; before any release the first there will be."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = [v for v in re.findall(r"^## \[(.+?)\]", text, re.MULTILINE) if v != "Unreleased"]
+    assert attnzoo.__version__ == (versions[0] if versions else "0.1.0")
     assert f'version = "{attnzoo.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import threading
+import time
 
 import pytest
 import torch
@@ -164,7 +165,14 @@ def test_registration_refuses_what_cannot_work(scratch: None) -> None:
         attnzoo.register("f", layout="image", family="channel", example={})(len)  # type: ignore[arg-type]
 
 
-def test_many_threads_register_and_build(scratch: None) -> None:
+def test_many_threads_register_and_build(scratch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    enforce = registry.signature.enforce_signature
+
+    def slowly(name: str, cls: type[nn.Module]) -> None:
+        time.sleep(0.005)  # between the look for the name and its entry
+        enforce(name, cls)
+
+    monkeypatch.setattr(registry.signature, "enforce_signature", slowly)
     errors: list[BaseException] = []
     won: list[int] = []
 

@@ -21,10 +21,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the networks; returns the exit status."""
     if find_spec("timm") is None:
         raise ValueError('attnzoo timm needs the bench extra: pip install "attnzoo[bench]"')
-    from ..integrations.timm import takers
+    from ..integrations.timm import compatible_models
 
     models = []
-    for found in takers(options.name, options.models):
+    for found in compatible_models(options.name, options.models):
         models.append(found.model)
         line = f"{found.model:<40}{found.call:<34}{found.blocks:>3} blocks"
         print(f"{line} {found.parameters:>12,} parameters", flush=True)

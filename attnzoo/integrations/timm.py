@@ -1,4 +1,4 @@
-"""Blocks as the attention layers that timm's own builders take, and which networks take them."""
+"""Blocks as the attention layers that timm's own builders call, and the networks that call them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
     return layer
 
 
-class Taker(NamedTuple):
-    """A network of timm that takes a block."""
+class CompatibleModel(NamedTuple):
+    """A network of timm that can be built with a block."""
 
     model: str
     call: str  # the keyword of timm.create_model
@@ -42,11 +42,11 @@ class Taker(NamedTuple):
     parameters: int  # of the blocks
 
 
-def takers(name: str, pattern: str = "*", **config: Any) -> Iterator[Taker]:
-    """Networks of timm, of those whose names match a glob, that take a block; each one is built.
+def compatible_models(name: str, pattern: str = "*", **config: Any) -> Iterator[CompatibleModel]:
+    """Networks of timm, of those whose names match a glob, that can be built with a block.
 
-    They are built on the meta device, without weights. A network whose widths the block refuses
-    is left out, as one without a place for an attention layer.
+    Each one is built, on the meta device and without weights. A network whose widths the block
+    refuses is left out, as is one without a place for an attention layer.
 
     Raises:
         ValueError: no such block, one that takes no image, or a glob that matches nothing.
@@ -59,16 +59,22 @@ def takers(name: str, pattern: str = "*", **config: Any) -> Iterator[Taker]:
         near = messages.nearest(pattern, timm.list_models())
         raise ValueError(f"models={pattern!r} matches no network of timm{near}")
     for model in models:
-        for call, keywords in _ways(timm.models.model_entrypoint(model).__module__, layer):
+        for call, keywords in _builder_keywords(
+            timm.models.model_entrypoint(model).__module__, layer
+        ):
             blocks = [m for m in _built(model, keywords).modules() if isinstance(m, kind)]
             if blocks:
                 count = sum(p.numel() for m in blocks for p in m.parameters())
-                yield Taker(model, call, len(blocks), count)
+                yield CompatibleModel(model, call, len(blocks), count)
 
 
-def _ways(module: str, layer: Callable[..., nn.Module]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By the file a network is defined in: one of timm's three builders that take a layer."""
-    file = module.rsplit(".", 1)[-1]
+def _builder_keywords(
+    file: str, layer: Callable[..., nn.Module]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `timm.create_model` is called with, by the file that defines the network.
+
+    Three of timm's builders take a layer, each by another keyword.
+    """
     if file in ("resnet", "res2net", "resnest", "sknet"):
         yield 'block_args={"attn_layer": layer}', {"block_args": {"attn_layer": layer}}
     elif file in ("efficientnet", "mobilenetv3", "hardcorenas"):
@@ -77,25 +83,32 @@ def _ways(module: str, layer: Callable[..., nn.Module]) -> Iterator[tuple[str, d
         yield "attn_layer=layer", {"attn_layer": layer}
 
 
-_FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+_FILLING = (
+    Tensor.normal_,
+    Tensor.uniform_,
+    Tensor.erfinv_,
+    Tensor.mul_,
+    Tensor.add_,
+    Tensor.clamp_,
+)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Passes initial values over, which take most of the time and which nothing on meta holds."""
+class _WithoutInitialization(TorchFunctionMode):
+    """Skips initial values, which take most of the time and which meta tensors do not hold."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"]
-        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))
+        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
 
 
 def _built(model: str, keywords: dict[str, Any]) -> nn.Module:
     import timm
 
     try:
-        with torch.device("meta"), _Unfilled():
+        with torch.device("meta"), _WithoutInitialization():
             net: nn.Module = timm.create_model(model, **keywords)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError):
         # This builder takes no such layer; pruned networks and initializers fail in their own ways.

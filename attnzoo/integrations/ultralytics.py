@@ -23,7 +23,7 @@ from torch import nn
 
 from .. import registry
 
-_PREFIX = "attnzoo."  # for a block that ultralytics has a namesake of
+_PREFIX = "attnzoo."  # for a block whose name ultralytics has for a layer of its own
 _LIBRARIES = ("nn.", "torchvision.ops.")  # whose modules ultralytics takes by these prefixes
 
 
@@ -113,10 +113,10 @@ def _layer(entry: registry.Entry, source: Any, arguments: list[Any]) -> type[nn.
 
 
 def _check_channels(entry: registry.Entry, c: int, config: dict[str, Any]) -> None:
-    """The parser takes it that such a layer gives out as many channels as it takes."""
+    """Refuses a block that changes the channels, which the parser assumes to stay."""
     with torch.no_grad():
-        ghost = registry.build(entry.name, c, **config, device="meta").eval()
-        out = ghost(torch.empty(1, c, 64, 64, device="meta")).shape[1]
+        block = registry.build(entry.name, c, **config, device="meta").eval()
+        out = block(torch.empty(1, c, 64, 64, device="meta")).shape[1]
     if out != c:
         raise ValueError(
             f"{entry.name} with {config} turns {c} channels into {out}; in a model yaml a block "

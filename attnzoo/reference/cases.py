@@ -42,7 +42,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Case:
-    """One reference file: what was put in, what came out."""
+    """One reference file: inputs and weights, and the outputs and gradients they give."""
 
     block: str
     name: str
@@ -130,8 +130,8 @@ class Case:
     def _errors(self, found: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
         """The relative error of each stored result; infinite where ours is absent or misshapen.
 
-        A gradient that is zero but for rounding (a bias before BatchNorm, say) is held to a
-        thousandth of the largest gradient of its kind instead of its own size: such rounding
+        A gradient that is zero but for rounding (a bias before BatchNorm, say) is compared relative
+        to a thousandth of the largest gradient of its kind instead of its own size: such rounding
         reaches 1e-13 of the largest, on either side.
         """
         for kind in ("output", "grad_input", "grad_weight", "after"):

@@ -10,7 +10,7 @@ from torch import nn
 
 import attnzoo
 from attnzoo import cli
-from attnzoo.integrations.timm import takers
+from attnzoo.integrations.timm import compatible_models
 from attnzoo.registry import find
 
 # Blocks that keep (B, C, H, W) and can be built from `c` alone at a narrow network's widths.
@@ -105,14 +105,14 @@ def test_the_command_lists_what_takes_a_block(capsys: pytest.CaptureFixture[str]
     assert "resnet18" in [line.split()[0] for line in lines]
     assert "attnzoo.attn_layer('coordatt')" in last
     assert last.startswith(f"{len(lines)} network")
-    for found in takers("se", "efficientnet_b0", reduction=4, bias=True):
+    for found in compatible_models("se", "efficientnet_b0", reduction=4, bias=True):
         assert found.call == "se_layer=layer"
         net = timm.create_model(
             found.model, se_layer=attnzoo.attn_layer("se", reduction=4, bias=True)
         )
         assert len(layers_of(net, "se")) == found.blocks == 16
-    assert not list(takers("coordatt", "vit_tiny_patch16_224"))
-    assert [t.call for t in takers("se", "gcresnet33ts")] == ["attn_layer=layer"]
+    assert not list(compatible_models("coordatt", "vit_tiny_patch16_224"))
+    assert [t.call for t in compatible_models("se", "gcresnet33ts")] == ["attn_layer=layer"]
 
 
 def test_blocks_without_an_image_and_globs_without_a_network_are_refused(

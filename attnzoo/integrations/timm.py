@@ -59,9 +59,8 @@ def compatible_models(name: str, pattern: str = "*", **config: Any) -> Iterator[
         near = messages.nearest(pattern, timm.list_models())
         raise ValueError(f"models={pattern!r} matches no network of timm{near}")
     for model in models:
-        for call, keywords in _builder_keywords(
-            timm.models.model_entrypoint(model).__module__, layer
-        ):
+        file = timm.models.model_entrypoint(model).__module__.rsplit(".", 1)[-1]
+        for call, keywords in _builder_keywords(file, layer):
             blocks = [m for m in _built(model, keywords).modules() if isinstance(m, kind)]
             if blocks:
                 count = sum(p.numel() for m in blocks for p in m.parameters())

@@ -16,7 +16,7 @@ Cost: with d = `bottleneck`: parameters 2 c d + d + c + sum_l (d^2 w_l + 3 d) + 
     has 2 c parameters and no MACs.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,12 @@ class CSCM(nn.Module):
         if self.kind in ("max", "avg"):
             coarse = self._pooled(series)  # N S-T C
         else:
-            norm = self.levels[-1].get_submodule("norm")
-            check.batch_norm(norm, series.shape[0] * sizes[-1], x, grow="batch or T")
+            check.batch_norm(
+                cast(_Level, self.levels[-1]).norm,
+                series.shape[0] * sizes[-1],
+                x,
+                grow="batch or T",
+            )
             coarse = self._convolved(series)
         return unfold(self.norm(torch.cat((series, coarse), 1)), x)
 

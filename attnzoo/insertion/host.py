@@ -109,7 +109,7 @@ class Inserted(_torch.Companion):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "attnzoo_site" not in vars(self):  # half made, by an unpickler say
+            if "attnzoo_site" not in self.__dict__:  # half made, by an unpickler for example
                 raise
             return getattr(host(self), name)
 

@@ -124,16 +124,21 @@ def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
         assert_close(in_onnxruntime(block, session, inputs), wanted)
 
 
+guards = pytest.mark.left_out_if(torch.__version__ < (2, 7), "its programs have no such guards")
+
+
 @pytest.mark.parametrize(
     ("name", "least", "below"),
     [
         ("dia", InputSize(height=3, width=3), InputSize(height=3, width=2)),  # a mask 2 wide, or 1
-        ("ct_msa", InputSize(steps=7), InputSize(steps=6)),  # windows of 6
-        (
-            "pyraformer_cscm",
-            InputSize(steps=12),
-            InputSize(steps=11),
-        ),  # windows of 3 * 2 at the top
+        pytest.param(
+            *("ct_msa", InputSize(steps=7), InputSize(steps=6)),  # windows of 6
+            marks=guards,
+        ),
+        pytest.param(
+            *("pyraformer_cscm", InputSize(steps=12), InputSize(steps=11)),  # 3 * 2 at the top
+            marks=guards,
+        ),
     ],
 )
 def test_a_program_refuses_a_size_that_is_one_inside(
@@ -141,7 +146,7 @@ def test_a_program_refuses_a_size_that_is_one_inside(
 ) -> None:
     block, program = exported(name, False)
     assert_trains_alike(block, program, inputs_of(name, least))
-    with pytest.raises(AssertionError, match="Guard failed"):
+    with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|Expected input"):
         call_like(block, program.module(), inputs_of(name, below))
 
 

@@ -73,6 +73,7 @@ def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
     assert sum(kept.values()) <= 2 * (1024 // CHUNK) * 16 * 16 * 8
 
 
+@pytest.mark.left_out_if(torch.__version__ < (2, 7), "its Dims cannot express the blocks")
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_export_serves_every_length(strict: bool) -> None:
     block = attnzoo.build("mamba", c=6, state=3).eval()

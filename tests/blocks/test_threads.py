@@ -61,7 +61,7 @@ def test_one_of_many_registers_a_name(attempt: int) -> None:
     winner = registry.find("contested").cls
     assert sum(cls is winner for cls in classes) == 1
     for cls in classes:  # the losers' constructors are as they were
-        assert hasattr(cls.__init__, "held") == (cls is winner)
+        assert hasattr(cls.__init__, "checked") == (cls is winner)
 
 
 def test_one_class_under_many_names() -> None:
@@ -69,7 +69,7 @@ def test_one_class_under_many_names() -> None:
     assert not together(lambda i: void(attnzoo.register(f"name_{i}", layout="image")(cls)))
     for i in range(THREADS):
         assert attnzoo.build(f"name_{i}", c=4, factor=3).factor == 3.0
-    assert not hasattr(cls.__init__.__wrapped__, "held")  # held once, not once a name
+    assert not hasattr(cls.__init__.__wrapped__, "checked")  # once, not once a name
 
 
 def test_building_goes_on_beside_registering() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.work import work
 
 from contract import made, randomize_parameters
@@ -65,17 +66,25 @@ def test_equals_the_branches_written_out(config: dict, as_one: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("c, one", [(32, True), (256, False)])
-def test_wide_blocks_are_computed_apart_and_cost_it(c: int, one: bool) -> None:
-    _, block, _ = made("dilated_inception", c=c)
-    assert block.as_one is one
-    entry = attnzoo.registry.find("dilated_inception")
-    for config in ({}, {"gated": True}, {"padding": "valid", "dilation": 2}):
-        extent = attnzoo.InputSize(batch=2, steps=19)
-        _, block, inputs = made("dilated_inception", extent, c=c, **config)
-        form = entry.closed_form(extent, c=c, **config)
-        assert form.params == sum(p.numel() for p in block.parameters())
-        assert form.executed == work(block, inputs).macs
+@pytest.mark.parametrize("c, joined", [(32, True), (256, False)])
+@pytest.mark.parametrize("config", [{}, {"gated": True}, {"padding": "valid", "dilation": 2}])
+def test_wide_blocks_are_computed_apart_and_cost_less(c: int, joined: bool, config: dict) -> None:
+    """18 taps of four kernels are useful; joined in one convolution each branch runs 7."""
+    size = attnzoo.InputSize(batch=2, steps=19)
+    _, block, inputs = made("dilated_inception", size, c=c, **config)
+    assert block.as_one is joined
+    products = (19 - 12 * ("padding" in config)) * c * (c // 4) * (1 + ("gated" in config))
+    assert block.macs(size) == products * 18
+    assert work(block, inputs).macs == products * (28 if joined else 18)
+
+
+def test_initial_distributions() -> None:
+    """torch's own everywhere, as the authors' modules have it."""
+    block = attnzoo.build("dilated_inception", 64, c_out=128, gated=True)
+    for branches in (block.filter_conv.tconv, block.gate_conv.tconv):
+        for kernel, conv in zip((2, 3, 6, 7), branches, strict=True):
+            assert_uniform(conv.weight.detach(), (64 * kernel) ** -0.5)
+            assert_uniform(conv.bias.detach(), (64 * kernel) ** -0.5)
 
 
 def test_parameters_are_those_the_paper_counts() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import attnzoo
 from attnzoo.blocks.dtm import DTM
+from attnzoo.testing.distributions import assert_uniform
 
 from formulas import EXACT, errors, gradients, mamba_mixer
 from tolerances import assert_close
@@ -92,6 +93,41 @@ def test_pooled_tokens_take_any_size_and_equal_flat_ones_on_the_grid() -> None:
     form = record.closed_form(None, **config)
     assert form is not None
     assert form.params == sum(p.numel() for p in pooled.parameters())
+
+
+def test_example_inputs_have_the_height_and_width_where_maps_are_pooled() -> None:
+    entry, size = attnzoo.registry.find("dtm"), attnzoo.InputSize(batch=2, height=20, width=9)
+    config = {"sizes": ((3, 8, 8), (5, 4, 4), (2, 1, 1)), "dim": 8, "c_out": 6}
+    for tokenizer, sizes in (
+        ("pool", [(3, 20, 9), (5, 10, 4), (2, 2, 1)]),
+        ("flatten", list(config["sizes"])),
+    ):
+        bound = entry.bind(**config, tokenizer=tokenizer)
+        made = entry.inputs(torch.randn, size, bound)
+        assert [tuple(x.shape[1:]) for x in made["features"]] == sizes
+        assert made["token"].shape == (2, 1, 8)
+        block = attnzoo.build("dtm", **config, tokenizer=tokenizer)
+        assert block(made["features"], token=made["token"]).shape == (2, 6)
+
+
+def test_initial_distributions() -> None:
+    """torch's own of the tokenizers; the norms start as the identity."""
+    block = attnzoo.build("dtm", ((16, 4, 4), (96, 2, 2)), dim=128, c_out=64, state=8)
+    for tokenizer, numbers in zip(block.tokenizers, (256, 384), strict=True):
+        assert_uniform(tokenizer[0].weight.detach(), numbers**-0.5)
+        assert_uniform(tokenizer[0].bias.detach(), numbers**-0.5)
+    norms = [block.proj_norm, block.out_norm, *(tokenizer[1] for tokenizer in block.tokenizers)]
+    for layer in norms:
+        assert layer.eps == 1e-6
+        assert torch.equal(layer.a_2, torch.ones_like(layer.a_2))
+        assert torch.equal(layer.b_2, torch.zeros_like(layer.b_2))
+    assert_uniform(block.mamba.out_proj.weight.detach(), 128**-0.5)
+
+
+def test_closed_form_at_odd_sizes() -> None:
+    block = attnzoo.build("dtm", SIZES, dim=18, c_out=7, expand=2, state=3, conv=2)
+    mixer = 18 * 72 + 36 * (2 + 2 * 3) + 2 * 36 + 36 * 7 + 36 * 2 + 36 * 3
+    assert block.macs(attnzoo.InputSize()) == (60 + 36 + 2) * 18 + 4 * mixer
 
 
 def test_pooled_tokens_export_with_any_size() -> None:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.registry import find
+from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.work import work
 
 from contract import made, randomize_parameters, step
@@ -82,6 +83,41 @@ def test_dropout_acts_in_training_alone() -> None:
     x = inputs["x"]
     assert torch.equal(block(x), block(x))
     assert not torch.equal(block.train()(x), block(x))
+
+
+def test_dropout_stands_between_the_mixing_and_the_residual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = []
+
+    def drop_everything(y: Tensor, rate: float, training: bool) -> Tensor:
+        rates.append((rate, training))
+        return y * 0
+
+    monkeypatch.setattr(F, "dropout", drop_everything)
+    for residual in (True, False):
+        _, block, inputs = made("m_gtu", dropout=0.4, residual=residual, train=True)
+        x = inputs["x"]
+        assert_close(block(x), x.relu() if residual else 0 * x)
+    assert rates == [(0.4, True)] * 2
+
+
+def test_initial_distributions() -> None:
+    """torch's own everywhere, as the authors' modules have it."""
+    block = attnzoo.build("m_gtu", 64, length=60)
+    for kernel in (3, 5, 7):
+        conv = block.get_submodule(f"gtu{kernel}.con2out")
+        assert_uniform(conv.weight.detach(), (64 * kernel) ** -0.5)
+        assert_uniform(conv.bias.detach(), (64 * kernel) ** -0.5)
+    assert_uniform(block.fcmy.weight.detach(), (58 + 56 + 54) ** -0.5)
+    assert_uniform(block.fcmy.bias.detach(), (58 + 56 + 54) ** -0.5)
+
+
+def test_example_inputs_have_the_length_the_block_is_built_for() -> None:
+    size = attnzoo.InputSize(batch=3, steps=20)
+    for config, steps in (({"length": 15}, 15), ({"gtu_only": True, "kernels": (3,)}, 20)):
+        _, _, inputs = made("m_gtu", size, **config)
+        assert inputs["x"].shape == (3, steps, 32)
 
 
 @pytest.mark.parametrize("lead", [(), (0,), (2, 0), (2, 3, 4)])

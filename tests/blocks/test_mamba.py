@@ -11,6 +11,8 @@ import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.autograd.causal_conv import causal_conv
 from attnzoo.autograd.selective_scan import CHUNK, selective_scan
+from attnzoo.ops.causal_conv import causal_conv as reference_conv
+from attnzoo.testing.distributions import assert_uniform
 
 from formulas import EXACT, errors, gradients, mamba_mixer, selective_recurrence
 from tolerances import assert_close
@@ -115,6 +117,36 @@ def test_causal_convolution_equals_the_padded_one(steps: int, taps: int, bias: b
     assert_close(gradients(ours, *leaves), gradients(padded, *leaves))
 
 
+def test_causal_convolution_of_float16_sums_in_float32() -> None:
+    """Sums over taps, and over steps in the backward pass, may pass 65504 on their way."""
+    u = torch.tensor([60000.0, 60000.0, -60000.0, 300.0]).half()[None, :, None].requires_grad_()
+    weight = torch.ones(1, 1, 4).half().requires_grad_()
+    bias = torch.tensor([-60000.0]).half().requires_grad_()
+    grad = torch.tensor([2.0, 2.0, 4.0, 1.0]).half()[None, :, None]
+    leaves = [u, weight, bias]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    y, exact = causal_conv(*leaves), reference_conv(*wide)
+    assert torch.equal(y, exact.half())
+    assert exact.abs().max() < 65504
+    found = torch.autograd.grad(y, leaves, grad)
+    for ours, theirs in zip(found, torch.autograd.grad(exact, wide, grad.double()), strict=True):
+        assert torch.equal(ours, theirs.half())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_causal_convolution_rounds_once(dtype: torch.dtype, bias: bool) -> None:
+    shapes = ((4, 50, 8), (8, 1, 6), (8,))[: 2 + bias]
+    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    exact = reference_conv(*(t.double() for t in leaves), *(() if bias else (None,)))
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = causal_conv(*leaves, *(() if bias else (None,)))
+        error = (y.double() - exact).abs() / exact.abs().clamp(min=0.1)
+        assert y.dtype == dtype
+        assert error.max() <= 0.501 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -147,6 +179,19 @@ def test_a_stream_equals_the_whole_call(lead: tuple[int, ...]) -> None:
         assert max(errors([torch.stack(outputs, -2).detach()], [block(x).detach()])) < EXACT
 
 
+@pytest.mark.parametrize("lead", [(), (3,)], ids=str)
+def test_a_stream_without_a_convolution(lead: tuple[int, ...]) -> None:
+    """One tap remembers no input: the state of the convolution has no rows."""
+    block = attnzoo.build("mamba", c=4, conv=1, dtype=torch.float64)
+    x, state = torch.randn(*lead, 5, 4, dtype=torch.float64), block.initial_state(*lead)
+    outputs = []
+    for x_t in x.unbind(-2):
+        y_t, state = block.step(x_t, state)
+        outputs.append(y_t)
+    assert state.inputs.shape == (*lead, 0, 8)
+    assert_close(torch.stack(outputs, -2), block(x))
+
+
 def test_a_step_leaves_the_old_state_alone() -> None:
     block = attnzoo.build("mamba", c=4)
     _, state = block.step(torch.randn(2, 4))
@@ -170,11 +215,32 @@ def test_the_start_is_the_authors() -> None:
     block = attnzoo.build("mamba", c=64)
     assert_close(block.A_log.exp(), torch.arange(1.0, 17).expand(128, 16))
     assert torch.equal(block.D, torch.ones(128))
-    dt = F.softplus(block.dt_proj.bias.detach())
-    assert 0.000999 <= float(dt.min()) < 0.01 < float(dt.max()) <= 0.1001
-    assert float(block.dt_proj.weight.detach().abs().max()) <= 0.5
     constant = attnzoo.build("mamba", c=64, dt_init="constant", dt_scale=2.0)
     assert_close(constant.dt_proj.weight, torch.ones(128, 4))
+    marked = {k for k, p in block.named_parameters() if getattr(p, "_no_weight_decay", False)}
+    assert marked == {"A_log", "D"}
+
+
+def test_initial_distributions() -> None:
+    """Step sizes log-uniform from dt_min to dt_max, their projection uniform, the rest torch's."""
+    block = attnzoo.build("mamba", c=256, bias=True, dt_scale=0.5)
+    bounds = {
+        "in_proj": 256**-0.5, "conv1d": 4**-0.5, "x_proj": 512**-0.5, "out_proj": 512**-0.5,
+    }  # fmt: skip
+    for path, bound in bounds.items():
+        for parameter in block.get_submodule(path).parameters():
+            assert_uniform(parameter.detach(), bound)
+    assert_uniform(block.dt_proj.weight.detach(), 0.5 * 16**-0.5)
+    log_dt = F.softplus(block.dt_proj.bias.detach().double()).log10()  # -3 to -1
+    assert_uniform(log_dt + 2, 1.0)
+
+
+def test_step_sizes_below_the_floor_are_raised_to_it() -> None:
+    block = attnzoo.build("mamba", c=256, dt_min=0.001, dt_max=0.1, dt_init_floor=0.01)
+    dt = F.softplus(block.dt_proj.bias.detach().double())
+    assert abs(float((dt < 0.010001).double().mean()) - 0.5) < 0.1  # half of a log-uniform draw
+    assert dt.min() > 0.00999
+    assert 0.09 < dt.max() < 0.1001
 
 
 @pytest.mark.parametrize(
@@ -186,7 +252,11 @@ def test_the_start_is_the_authors() -> None:
         ({"c": 4, "expand": 0.1}, "expand=0.1 leaves no inner channel"),
         ({"c": 4, "dt_rank": 0}, "dt_rank=0"),
         ({"c": 4, "dt_rank": "all"}, "'auto'"),
-        ({"c": 4, "dt_min": 0.2}, "dt_min=0.2"),
+        ({"c": 4, "dt_min": 0.2}, "dt_min=0.2 must be at most dt_max=0.1"),
+        ({"c": 4, "dt_min": 0.0}, "dt_min=0.0 must be above 0"),
+        ({"c": 4, "dt_max": 2e4}, "dt_max=20000.0 must be at most 10000.0"),
+        ({"c": 4, "dt_scale": -1.0}, "dt_scale=-1.0 must be at least 0"),
+        ({"c": 4, "expand": -1.0}, "expand=-1.0 must be above 0"),
         ({"c": 4, "dt_init_floor": 0.0}, "dt_init_floor=0"),
     ],
 )

@@ -1,5 +1,6 @@
 """What is special to pyraformer: the mask, the pairs it leaves, linear growth, and its outputs."""
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from attnzoo import reference
 from attnzoo.autograd import reference_forms
 from attnzoo.autograd.pyramid_attention import pyramid_attention
 from attnzoo.blocks.pyraformer import PyramidAttention
-from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes
+from attnzoo.ops import pyramid as pyramid_module
+from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
+from attnzoo.testing.distributions import assert_uniform
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -352,6 +355,93 @@ def test_dropout_acts_in_training_alone() -> None:
     assert x.grad.isfinite().all()
 
 
+class Zero(nn.Module):
+    """Drops everything, and notes the shape of what it dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        return x * 0
+
+
+def test_dropout_is_where_the_authors_have_it() -> None:
+    """On the weights, on what is added to the attention's input, and twice in the MLP."""
+    config = {"c": 8, "heads": 2, "d_inner": 5, "windows": (3, 2), "dropout": 0.3}
+    block = attnzoo.build("pyraformer", **config, output="pyramid", n_layers=2)
+    rates = [m.p for m in block.modules() if isinstance(m, nn.Dropout)]
+    assert rates == [0.3] * 4
+    randomize_parameters(block)
+    slots = Pyramid(13, (3, 2), 3).slots
+    for layer in block.layers:
+        layer.attention.dropout, layer.dropout = Zero(), Zero()
+        layer.attention.dropout.p = 0.3
+    x = torch.randn(2, 13, 8)
+    wanted = block.cscm(x)
+    for layer in block.layers:  # nothing is left of what a layer adds
+        wanted = layer.norm(layer.attention.norm(wanted))
+    assert_close(block(x), wanted)
+    for layer in block.layers:
+        assert layer.attention.dropout.shapes == [(2, 2, 19, slots), (2, 19, 8)]
+        assert layer.dropout.shapes == [(2, 19, 5), (2, 19, 8)]
+
+
+def test_initial_distributions() -> None:
+    """Xavier's in the attention, as the authors choose, torch's own elsewhere."""
+    block = attnzoo.build("pyraformer", c=96, heads=4, d_k=20, d_v=30, d_inner=128, n_layers=2)
+    for layer in block.layers:
+        attention = layer.attention
+        for linear, widths in (
+            (attention.query, 96 + 80), (attention.key, 96 + 80), (attention.value, 96 + 120),
+            (attention.out, 120 + 96),
+        ):  # fmt: skip
+            assert_uniform(linear.weight.detach(), (6 / widths) ** 0.5)
+        assert attention.query.bias is attention.key.bias is attention.value.bias is None
+        assert_uniform(attention.out.bias.detach(), 120**-0.5)
+        for linear, width in ((layer.fc1, 96), (layer.fc2, 128)):
+            assert_uniform(linear.weight.detach(), width**-0.5)
+            assert_uniform(linear.bias.detach(), width**-0.5)
+        for norm in (attention.norm, layer.norm):
+            assert norm.eps == 1e-6
+            assert torch.equal(norm.weight, torch.ones(96))
+            assert torch.equal(norm.bias, torch.zeros(96))
+
+
+def test_training_after_inference() -> None:
+    """Tables that were made in inference mode serve no gradient."""
+    pyramid_module._cached.cache_clear()
+    block = attnzoo.build("pyraformer", c=8, windows=(3, 2), output="gather")
+    x = torch.randn(2, 13, 8)
+    with torch.inference_mode():
+        block(x)
+    for form in (contextlib.nullcontext, reference_forms):
+        with form():
+            block(x).sum().backward()
+
+
+def test_tables_are_kept_for_each_device() -> None:
+    pyramid = Pyramid(13, (3, 2), 3)
+    for device in ("cpu", "meta", "cpu"):
+        there = torch.device(device)
+        assert {t.device.type for t in neighbors(pyramid, there)} == {device}
+        assert ancestors(pyramid, there).device.type == device
+    assert neighbors(pyramid, CPU)[0] is neighbors(pyramid, CPU)[0]
+
+
+def test_closed_form_at_an_odd_size() -> None:
+    """13 steps: 19 nodes, of which the mask lets 97 pairs attend to each other."""
+    pyramid = Pyramid(13, (3, 2), 3)
+    assert pyramid.pairs == int((~attnzoo.pyraformer_mask(*pyramid)).sum())
+    config = {"c": 8, "heads": 2, "d_k": 3, "d_v": 5, "windows": (3, 2), "d_inner": 7}
+    block = attnzoo.build("pyraformer", **config, n_layers=2)
+    size = attnzoo.InputSize(steps=13)
+    linear = 19 * (8 * 2 * (3 + 3 + 5 + 5) + 2 * 8 * 7)
+    layer = linear + pyramid.pairs * 2 * (3 + 5)
+    assert block.macs(size) == block.cscm.macs(size) + 2 * layer
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -364,7 +454,7 @@ def test_dropout_acts_in_training_alone() -> None:
         ({"heads": 0}, "heads=0 must be at least 1"),
         ({"d_inner": 0}, "d_inner=0 must be at least 1"),
         ({"bottleneck": 0}, "bottleneck=0 must be at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be below 1"),
         ({"cscm": "convolution"}, "cscm='convolution' must be one of"),
         ({"output": "fine"}, "output='fine' must be one of .*did you mean 'finest'"),
     ],

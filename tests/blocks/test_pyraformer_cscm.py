@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.distributions import assert_uniform
 
 from contract import randomize_parameters
 from tolerances import assert_close
@@ -47,6 +48,36 @@ def test_equals_the_formulas(kind: str, windows: tuple[int, ...], train: bool) -
 def test_any_leading_axes_and_an_end_that_fills_no_window(lead: tuple[int, ...], kind: str) -> None:
     block = attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2], kind=kind).eval()
     assert block(torch.randn(*lead, 21, 8)).shape == (*lead, 21 + 5 + 2, 8)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "conv"])
+def test_initial_distributions(kind: str) -> None:
+    """torch's own everywhere, as the authors' modules have it."""
+    block = attnzoo.build("pyraformer_cscm", c=128, windows=(4, 2), kind=kind, bottleneck=96)
+    width = 96 if kind == "bottleneck" else 128
+    for window, level in zip((4, 2), block.levels, strict=True):
+        assert_uniform(level.conv.weight.detach(), (width * window) ** -0.5)
+        assert_uniform(level.conv.bias.detach(), (width * window) ** -0.5)
+        assert (level.norm.eps, level.norm.momentum) == (1e-5, 0.1)
+    for norm in (block.norm, *(level.norm for level in block.levels)):
+        assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+        assert torch.equal(norm.bias, torch.zeros_like(norm.bias))
+    if kind == "bottleneck":
+        for layer, bound in ((block.down, 128**-0.5), (block.up, 96**-0.5)):
+            assert_uniform(layer.weight.detach(), bound)
+            assert_uniform(layer.bias.detach(), bound)
+
+
+def test_closed_form_at_an_odd_size() -> None:
+    """21 steps: levels of 5 and 2 nodes."""
+    for kind, bottleneck, macs in (
+        ("bottleneck", 3, 28 * 8 * 3 + 5 * 9 * 4 + 2 * 9 * 2),
+        ("conv", None, 5 * 64 * 4 + 2 * 64 * 2),
+        ("avg", None, 0),
+    ):
+        config = {"c": 8, "windows": (4, 2), "kind": kind, "bottleneck": bottleneck}
+        block = attnzoo.build("pyraformer_cscm", **config)
+        assert block.macs(attnzoo.InputSize(steps=21)) == macs
 
 
 def test_refusals() -> None:

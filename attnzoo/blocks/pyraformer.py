@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from ..autograd.pyramid_attention import pyramid_attention
 from ..ops.leading import fold, unfold
+from ..ops.precision import downcast
 from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
 from ..registry import InputSize, register
 from ..validation import check
@@ -87,7 +88,7 @@ class Pyraformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.cscm.norm.weight)
         pyramid = Pyramid.of(x.shape[-2], self.cscm.windows, self.inner)
-        z = self.cscm(fold(x))  # N S C
+        z = self.cscm(downcast(fold(x), self.cscm.norm.weight))  # N S C
         for layer in self.layers[:-1]:
             z = layer(z, pyramid, z.shape[1])
         finest = self.output == "finest"
@@ -96,7 +97,7 @@ class Pyraformer(nn.Module):
             index = ancestors(pyramid, x.device)
             shape = (z.shape[0], pyramid.length, index.shape[1] * self.c)
             z = z.index_select(1, index.flatten()).view(shape)
-        return unfold(z, x)
+        return unfold(z, x).to(x.dtype)
 
     def macs(self, size: InputSize) -> int:
         pyramid = Pyramid.of(size.steps, self.cscm.windows, self.inner)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
+from ..ops.precision import downcast
 from ..ops.pyramid import level_sizes
 from ..registry import InputSize, register
 from ..validation import check
@@ -66,7 +67,7 @@ class CSCM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.norm.weight)
         sizes = level_sizes(x.shape[-2], self.windows)
-        series = fold(x)  # N T C
+        series = downcast(fold(x), self.norm.weight)  # N T C
         if self.kind in ("max", "avg"):
             coarse = self._pooled(series)  # N S-T C
         else:
@@ -77,7 +78,7 @@ class CSCM(nn.Module):
                 grow="batch or T",
             )
             coarse = self._convolved(series)
-        return unfold(self.norm(torch.cat((series, coarse), 1)), x)
+        return unfold(self.norm(torch.cat((series, coarse), 1)), x).to(x.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
         t = self.down(x) if self.kind == "bottleneck" else x

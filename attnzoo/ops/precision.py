@@ -21,6 +21,14 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(upcast_dtype(x.dtype))
 
 
+def downcast(x: Tensor, parameter: Tensor) -> Tensor:
+    """`x` in the dtype of a half-precision parameter, which a norm takes in no other; else `x`.
+
+    The two differ under autocast alone.
+    """
+    return x.to(parameter.dtype) if upcast_dtype(parameter.dtype) == x.dtype else x
+
+
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which matrix products keep the dtype of `x`, whatever autocast says."""
     kind = x.device.type

@@ -409,6 +409,18 @@ def test_initial_distributions() -> None:
             assert torch.equal(norm.bias, torch.zeros(96))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_parameters_take_a_float32_input_under_autocast(half: torch.dtype) -> None:
+    block = attnzoo.build("pyraformer", c=8, windows=(3, 2)).to(half)
+    x = torch.randn(2, 13, 8, requires_grad=True)
+    with torch.autocast("cpu", half):
+        y = block(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == torch.float32
+    block.float()
+    assert_close(y, block(x), half)
+
+
 def test_training_after_inference() -> None:
     """Tables that were made in inference mode serve no gradient."""
     pyramid_module._cached.cache_clear()

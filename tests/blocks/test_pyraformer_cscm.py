@@ -80,6 +80,18 @@ def test_closed_form_at_an_odd_size() -> None:
         assert block.macs(attnzoo.InputSize(steps=21)) == macs
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_parameters_take_a_float32_input_under_autocast(half: torch.dtype) -> None:
+    block = attnzoo.build("pyraformer_cscm", c=8, windows=(3, 2)).to(half)
+    x = torch.randn(2, 13, 8, requires_grad=True)
+    with torch.autocast("cpu", half):
+        y = block(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == torch.float32
+    block.float()
+    assert_close(y, block(x), half)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="c=3 leaves bottleneck=c // 4 no channel"):
         attnzoo.build("pyraformer_cscm", c=3)

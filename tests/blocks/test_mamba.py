@@ -27,7 +27,7 @@ def leaves_of(samples: int, steps: int, inner: int, state: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("form", ["by hand", "plain"])
 def test_stiff_and_slow_decays_over_a_long_run(form: str) -> None:
-    steps, rates = 4096, torch.tensor([1e-8, 1e-3, 1.0, 300.0], dtype=torch.float64)
+    steps, rates = 1500, torch.tensor([1e-8, 1e-3, 1.0, 300.0], dtype=torch.float64)
     leaves = leaves_of(1, steps, 4, 4)
     with torch.no_grad():
         leaves[2].copy_(-rates.expand(4, 4))
@@ -77,7 +77,9 @@ def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
 
 @pytest.mark.left_out_if(torch.__version__ < (2, 7), "its Dims cannot express the blocks")
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_one_export_serves_every_length(strict: bool) -> None:
+def test_one_export_serves_every_length(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not strict:  # a smaller graph
+        monkeypatch.setattr("attnzoo.ops.selective_scan.LONGEST", 600)
     block = attnzoo.build("mamba", c=6, state=3).eval()
     every = {"x": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}  # no length guessed
     x = torch.randn(3, 13, 6)
@@ -254,7 +256,7 @@ def test_step_sizes_below_the_floor_are_raised_to_it() -> None:
         ({"c": 4, "dt_rank": "all"}, "'auto'"),
         ({"c": 4, "dt_min": 0.2}, "dt_min=0.2 must be at most dt_max=0.1"),
         ({"c": 4, "dt_min": 0.0}, "dt_min=0.0 must be above 0"),
-        ({"c": 4, "dt_max": 2e4}, "dt_max=20000.0 must be at most 10000.0"),
+        ({"c": 4, "dt_max": 2e4}, "dt_max=20000.0 must be above 0 and at most 10000.0"),
         ({"c": 4, "dt_scale": -1.0}, "dt_scale=-1.0 must be at least 0"),
         ({"c": 4, "expand": -1.0}, "expand=-1.0 must be above 0"),
         ({"c": 4, "dt_init_floor": 0.0}, "dt_init_floor=0"),

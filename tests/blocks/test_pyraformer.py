@@ -325,7 +325,7 @@ def test_equals_the_formulas(cscm: str, n_layers: int, train: bool) -> None:
 def test_every_length_from_one_node_a_level_works() -> None:
     block = attnzoo.build("pyraformer", c=8, dtype=torch.float64, output="pyramid").eval()
     randomize_parameters(block)
-    for steps in (*range(64, 88), 103, 107, 130, 131, 135, 147, 151, 191):
+    for steps in (64, 65, 67, 68, 71, 79, 80, 83, 87, 107, 131, 151):
         x = torch.randn(steps, 8, dtype=torch.float64)
         found = step(block, {"x": x})
         with reference_forms():
@@ -466,7 +466,7 @@ def test_closed_form_at_an_odd_size() -> None:
         ({"heads": 0}, "heads=0 must be at least 1"),
         ({"d_inner": 0}, "d_inner=0 must be at least 1"),
         ({"bottleneck": 0}, "bottleneck=0 must be at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 must be below 1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"cscm": "convolution"}, "cscm='convolution' must be one of"),
         ({"output": "fine"}, "output='fine' must be one of .*did you mean 'finest'"),
     ],

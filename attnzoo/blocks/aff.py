@@ -3,8 +3,8 @@
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
 Code: YimianDai/open-aff @0bcfd8a, `aff_pytorch/aff_net/fusion.py`, class `AFF`, contributed and
     merged there; the authors' own code is MXNet, `model/fusion.py`, `ASKCFuse`.
-Math: out = 2 x w + 2 y (1 - w), w = sigmoid(local(x + y) + global(mean_HW(x + y))), the two contexts
-    those of `ms_cam`.
+Math: out = 2 x w + 2 y (1 - w), w = sigmoid(local(x + y) + global(mean_HW(x + y))), with the two
+    contexts of `ms_cam`.
 Shapes: x, y (B, C, H, W) -> (B, C, H, W).
 Differs: the factor 2 is in both codes of the authors (and not in their `iaff`). Their ImageNet
     ResNet-50 has reduction=16 in MXNet, 4 in PyTorch. In training it takes a batch of two at least.

@@ -4,8 +4,8 @@ Paper: none; derived from a prose description ("global average pooling, sigmoid,
     softmax across the inputs, weighted sum"), with the gates of EPSANet (arXiv 2105.14447).
 Code: none published; murufeng/EPSANet @9955041, `models/epsanet.py`, has this weighting inside
     `PSAModule`, which concatenates where this block sums. The reference vectors are derived too.
-Math: y = sum_i a_i x_i, a = softmax_i(g_i), g_i = sigmoid(W2_i relu(W1_i mean_HW(x_i) + b1_i) + b2_i),
-    W1_i: (c // reduction, c).
+Math: y = sum_i a_i x_i, a = softmax_i(g_i),
+    g_i = sigmoid(W2_i relu(W1_i mean_HW(x_i) + b1_i) + b2_i), W1_i: (c // reduction, c).
 Shapes: n maps (B, C, H, W) -> (B, C, H, W).
 Differs: the bottleneck with ReLU and biases, its own weights for each map and the softmax for each
     channel are choices of the derivation. A softmax of sigmoids is never far from uniform: no

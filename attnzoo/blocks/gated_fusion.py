@@ -1,9 +1,10 @@
 """Gated fusion: mixes two features by a learned gate of both.
 
-Paper: GMAN: A Graph Multi-Attention Network for Traffic Prediction, Zheng, Fan, Wang, Qi, AAAI 2020,
-    arXiv 1911.08415, equations 11 and 12.
-Code: zhengchuanpan/GMAN @45ed232, `METR/model.py`, `gatedFusion` (TensorFlow); the port its README
-    names, VincLee8188/GMAN-PyTorch @51e884f, `model/model_.py`, class `gatedFusion`, gives the names.
+Paper: GMAN: A Graph Multi-Attention Network for Traffic Prediction, Zheng, Fan, Wang, Qi,
+    AAAI 2020, arXiv 1911.08415, equations 11 and 12.
+Code: zhengchuanpan/GMAN @45ed232, `METR/model.py`, `gatedFusion` (TensorFlow); the weights' names
+    are those of the port that its README links to, VincLee8188/GMAN-PyTorch @51e884f,
+    `model/model_.py`, class `gatedFusion`.
 Math: h = z x + (1 - z) y, z = sigmoid(Wx x + Wy y + b). With `variant="tf"`, the authors' code, the
     output is W2 relu(BN(W1 h + b1)) + b2; with "port" a BatchNorm follows each of the four linear
     maps, the gate's two and the last one too; with "paper" it is h.
@@ -12,8 +13,8 @@ Differs: the paper has no output layers, the code does; the port computes anothe
     code, and each variant is its own. BN normalizes over all axes but the last, eps 1e-3 in "tf"
     and 1e-5 in "port". TensorFlow's moving averages start at a variance of 0 and have a schedule;
     here they are PyTorch's. The vectors of "paper" are written from the equations.
-Cost: per position, MACs 4 c^2 ("paper" 2 c^2); parameters 4 c^2 + 3 c, "tf" 2 c and "port" 8 c more;
-    "paper" 2 c^2 + c.
+Cost: parameters 4 c^2 + 5 c ("tf"), 4 c^2 + 11 c ("port"), 2 c^2 + c ("paper"); MACs per position
+    4 c^2 ("paper" 2 c^2).
 """
 
 from collections.abc import Mapping

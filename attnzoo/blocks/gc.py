@@ -3,16 +3,17 @@
 Paper: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, Cao, Xu, Lin, Wei, Hu,
     ICCV Workshops 2019, arXiv 1904.11492.
 Code: xvjiarui/GCNet @029db54, `mmdet/ops/gcb/context_block.py`, class `ContextBlock`.
-Math: context = sum_n a_n x_n, a = softmax over all positions n of w x_n + b (`pooling="att"`), or the
-    mean over them ("avg"); t(z) = W2 relu(LayerNorm(W1 z + b1)) + b2, W1: (int(c / reduction), c);
-    y = x * sigmoid(t_mul(context)) + t_add(context), of which `fusion` picks one or both.
+Math: context = sum_n a_n x_n, a = softmax over all positions n of w x_n + b (`pooling="att"`), or
+    the mean over them ("avg"); t(z) = W2 relu(LayerNorm(W1 z + b1)) + b2, W1: (p, c) with
+    p = int(c / reduction); y = x * sigmoid(t_mul(context)) + t_add(context), of which `fusion`
+    picks one or both.
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: paper and code agree, and we with them; their `ratio` is 1 / reduction. The softmax and the
     weighted sum run in float32 for half precision. The bias of the attention's logits cannot change
     the output, and is kept since the authors' weights have it; a hidden width of one lets nothing
     of the context through the LayerNorm. changzy00's GCModule lacks the softmax.
-Cost: with p = int(c / reduction) and F = 1 or 2 fusions, parameters F (2 c p + c + 3 p) (+ c + 1 with
-    "att"); MACs F 2 c p (+ 2 c H W with "att").
+Cost: with F = 1 or 2 fusions, parameters F (2 c p + c + 3 p) (+ c + 1 with "att"); MACs F 2 c p
+    (+ 2 c H W with "att").
 """
 
 from typing import Literal
@@ -26,7 +27,7 @@ from ..validation import check
 from ..validation.types import Count, Width
 
 
-class ContextBlock(nn.Module):
+class GlobalContext(nn.Module):
     """Global context on (B, C, H, W); "add" starts as the identity, "mul" as a half of x.
 
     Args:
@@ -49,8 +50,12 @@ class ContextBlock(nn.Module):
         fusion: Literal["add", "mul", "both"] = "add",
     ) -> None:
         super().__init__()
-        check.reduced(c, reduction)
-        hidden = max(1, int(c * (1 / reduction)))
+        hidden = int(c * (1 / reduction))
+        if not hidden:
+            raise ValueError(
+                f"reduction={reduction} leaves no channel of c={c} (int(c * (1 / reduction)) = 0); "
+                f"take reduction={max(1, c - 1)} or less"
+            )
         self.c = c
         self.conv_mask = nn.Conv2d(c, 1, 1) if pooling == "att" else None
         if self.conv_mask is not None:
@@ -60,7 +65,7 @@ class ContextBlock(nn.Module):
         self.add = _transform(c, hidden) if fusion != "mul" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, (self.add or self.mul)[0].weight)
+        check.image(x, self.c, next(self.parameters()))
         z = self.context(x).to(x.dtype)  # B C
         y = x if self.mul is None else x * self.mul(z).sigmoid()[:, :, None, None].to(x.dtype)
         return y if self.add is None else y + self.add(z)[:, :, None, None].to(x.dtype)
@@ -92,7 +97,7 @@ def _transform(c: int, hidden: int) -> nn.Sequential:
 
 register(
     "gc",
-    ContextBlock,
+    GlobalContext,
     layout="image",
     family="channel",
     example={"c": 64},

@@ -1,16 +1,16 @@
 """Iterative attentional feature fusion: mixes two maps, then mixes them again by the first result.
 
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
-Code: YimianDai/open-aff @0bcfd8a, `model/fusion.py` (MXNet), `ResGlobLocaforGlobLocaChaFuse`; weights
-    and names of `aff_pytorch/aff_net/fusion.py`, class `iAFF`, contributed and merged there.
+Code: YimianDai/open-aff @0bcfd8a, `model/fusion.py` (MXNet), `ResGlobLocaforGlobLocaChaFuse`;
+    weights and names of `aff_pytorch/aff_net/fusion.py`, class `iAFF`, contributed there.
 Math: w1 = sigmoid(local(u) + global(mean_HW(u))), u = x + y; v = x w1 + y (1 - w1);
     w2 = sigmoid(local2(v) + global2(mean_HW(v))); out = x w2 + y (1 - w2), with the contexts of
     `ms_cam`.
 Shapes: x, y (B, C, H, W) -> (B, C, H, W).
-Differs: the PyTorch file calls its first global context twice by mistake and never the second, which
-    the paper and the MXNet code call; `shared_global=True` does the same, for weights trained with
-    that file, and has no second one. No code has the factor 2 of `aff`. In training it takes a
-    batch of two at least.
+Differs: the PyTorch file calls its first global context twice by mistake and never the second,
+    which the paper and the MXNet code call; `shared_global=True` does the same, for weights trained
+    with that file, and has no second one. Neither code has the factor 2 of `aff`. In training it
+    takes a batch of two at least.
 Cost: with q = c // reduction, parameters 4 (2 c q + 3 q + 3 c), three quarters of it when shared;
     MACs 4 c q (H W + 1).
 """

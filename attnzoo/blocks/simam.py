@@ -3,7 +3,8 @@
 Paper: SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks, Yang,
     Zhang, Li, Xie, ICML 2021 (PMLR 139).
 Code: ZjjConan/SimAM @ae98f43, `networks/attentions/simam_module.py`, class `simam_module`.
-Math: y = x * sigmoid(d / (4 (v + e_lambda)) + 1/2), d = (x - mean_HW(x))^2, v = sum_HW(d) / (H W - 1).
+Math: y = x * sigmoid(d / (4 (v + e_lambda)) + 1/2), d = (x - mean_HW(x))^2,
+    v = sum_HW(d) / (H W - 1).
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the paper's equation 3 has a wrong sign (so its authors); the code, which is followed, does
     not. A 1x1 plane is 0 / 0 in their code and has the gate of a constant channel here,

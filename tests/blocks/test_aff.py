@@ -23,8 +23,7 @@ def chain(layers: nn.Module, u: Tensor) -> Tensor:
 
 
 def gate(u: Tensor, near: nn.Module, far: nn.Module) -> Tensor:
-    b, c, h, w = u.shape
-    mean = (u.sum((2, 3)) / (h * w))[:, :, None, None]
+    mean = (u.sum((2, 3)) / (u.shape[2] * u.shape[3]))[:, :, None, None]
     return 1 / (1 + (-chain(near, u) - chain(far, mean)).exp())
 
 
@@ -105,7 +104,7 @@ def test_refusals(name: str) -> None:
     with pytest.raises(ValueError, match="reduction=4 leaves no channel of c=3"):
         attnzoo.build(name, c=3)
     block, count = attnzoo.build(name, c=8), 1 + (name != "ms_cam")
-    with pytest.raises(ValueError, match="BatchNorm 1 value per channel.*larger batch"):
+    with pytest.raises(ValueError, match=r"BatchNorm 1 value per channel.*larger batch"):
         block(*[torch.ones(1, 8, 5, 5)] * count)
     assert block.eval()(*[torch.ones(1, 8, 5, 5)] * count).isfinite().all()
     if count == 2:

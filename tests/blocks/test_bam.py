@@ -16,7 +16,7 @@ SQUARE, WIDE, TALL = (7, 7), (4, 9), (9, 1)
 
 
 def formula(block: nn.Module, x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
+    h, w = x.shape[2:]
     g = x.sum((2, 3)) / (h * w)
     for i in range(sum(name.startswith("bn") for name, _ in block.channel.named_children())):
         fc, bn = getattr(block.channel, f"fc_{i}"), getattr(block.channel, f"bn_{i + 1}")
@@ -98,7 +98,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="dilation=1001 must be at most 1000"):
         attnzoo.build("bam", c=32, dilation=1001)
     block = attnzoo.build("bam", c=32)
-    with pytest.raises(ValueError, match="BatchNorm 1 value per channel.*larger batch"):
+    with pytest.raises(ValueError, match=r"BatchNorm 1 value per channel.*larger batch"):
         block(torch.randn(1, 32, 9, 9))
     assert block.eval()(torch.randn(1, 32, 9, 9)).isfinite().all()
 

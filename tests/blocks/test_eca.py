@@ -27,7 +27,9 @@ def formula(block: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 9, 2)], ids=str)
 @pytest.mark.parametrize(
-    "config", [{"c": 5}, {"c": 40}, {"c": 3, "kernel_size": 7}, {"c": 9, "gamma": 1, "b": 2}], ids=str
+    "config",
+    [{"c": 5}, {"c": 40}, {"c": 3, "kernel_size": 7}, {"c": 9, "gamma": 1, "b": 2}],
+    ids=str,
 )
 def test_equals_the_formula(config: dict[str, Any], size: tuple[int, int, int]) -> None:
     b, h, w = size

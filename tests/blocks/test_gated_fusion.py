@@ -77,7 +77,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="did you mean 'paper'"):
         attnzoo.build("gated_fusion", c=4, variant="papers")
     block = attnzoo.build("gated_fusion", c=4)
-    with pytest.raises(ValueError, match="BatchNorm 1 value per channel.*batch or length"):
+    with pytest.raises(ValueError, match=r"BatchNorm 1 value per channel.*batch or length"):
         block(torch.ones(1, 1, 4), torch.ones(1, 1, 4))
     with pytest.raises(ValueError, match=r"y has shape \(2, 1, 4\), x \(2, 3, 4\)"):
         block(torch.ones(2, 3, 4), torch.ones(2, 1, 4))

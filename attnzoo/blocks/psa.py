@@ -117,7 +117,7 @@ register(
     PSA,
     layout="image",
     family="channel",
-    example={"c": 64},
+    example={"c": 64, "c_out": 64},
     upstream={f"conv_{i + 1}": f"convs.{i}" for i in range(4)},
     known_variants=(
         KnownVariant(

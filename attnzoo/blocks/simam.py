@@ -16,7 +16,6 @@ Cost: parameters 0; MACs 0, but about six elementwise operations and two sums a 
 
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
 from ..ops.precision import upcast
@@ -29,7 +28,8 @@ def simam(x: Tensor, e_lambda: float) -> Tensor:
     """The equation, on (B, C, H, W)."""
     deviation = x - x.mean((2, 3), keepdim=True)
     d = deviation.square()
-    n = torch.sym_max(x.shape[2] * x.shape[3] - 1, 1)  # one value has no deviation: 0 / 1
+    values = x.shape[2] * x.shape[3]
+    n = values - 1 + 1 // values  # of a single value, which does not deviate, 1
     v = d.sum((2, 3), keepdim=True) / n
     return x * (d / (4 * (v + e_lambda)) + 0.5).sigmoid()
 

@@ -72,8 +72,8 @@ class BAM(nn.Module):
         self.spatial.add_module(f"relu_{name}", nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.channel.fc_0.weight)
-        check.batch_norm(self.channel.bn_1, x.shape[0], x, grow="batch")
+        check.image(x, self.c, next(self.parameters()))
+        check.batch_norm(self.channel.get_submodule("bn_1"), x.shape[0], x, grow="batch")
         g = self.channel(x.mean((2, 3)))[:, :, None, None]  # B C 1 1
         s = self.spatial(x)  # B 1 H W
         gate = (g * s).sigmoid().to(x.dtype)

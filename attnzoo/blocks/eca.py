@@ -57,7 +57,7 @@ class ECA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
         g = x.mean((2, 3))  # B C
-        z = self.conv(g[:, None])[:, 0]
+        z: Tensor = self.conv(g[:, None])[:, 0]
         return x * z.sigmoid()[:, :, None, None].to(x.dtype)
 
     def macs(self, size: InputSize) -> int:

@@ -72,7 +72,8 @@ class PlaneNorm(nn.GroupNorm):
 def _mix(u: Tensor, v: Tensor) -> Tensor:
     """The maps of v, (N, d, H, W), weighed by the softmax of the means of u: (N, 1, H, W)."""
     p = u.mean((2, 3)).softmax(1)[:, None]  # N 1 d
-    return (p.to(v.dtype) @ v.flatten(2)).unflatten(2, v.shape[2:])
+    mixed = p.to(v.dtype) @ v.flatten(2)
+    return mixed.reshape(v.shape[0], 1, *v.shape[2:])
 
 
 register("ema", EMA, layout="image", family="spatial", example={"c": 64}, upstream={})

@@ -56,11 +56,12 @@ class GlobalContext(nn.Module):
                 f"reduction={reduction} leaves no channel of c={c} (int(c * (1 / reduction)) = 0); "
                 f"take reduction={max(1, c - 1)} or less"
             )
-        self.c = c
+        self.c, self.hidden = c, hidden
         self.conv_mask = nn.Conv2d(c, 1, 1) if pooling == "att" else None
         if self.conv_mask is not None:
-            nn.init.kaiming_normal_(self.conv_mask.weight, nonlinearity="relu")
-            nn.init.zeros_(self.conv_mask.bias)
+            weight, bias = self.conv_mask.parameters()
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+            nn.init.zeros_(bias)
         self.mul = _transform(c, hidden) if fusion != "add" else None
         self.add = _transform(c, hidden) if fusion != "mul" else None
 
@@ -79,9 +80,9 @@ class GlobalContext(nn.Module):
             return torch.matmul(upcast(x).flatten(2), a.mT)[:, :, 0]
 
     def macs(self, size: InputSize) -> int:
-        transforms = [t for t in (self.mul, self.add) if t is not None]
+        fusions = (self.mul is not None) + (self.add is not None)
         pooled = 0 if self.conv_mask is None else 2 * self.c * size.height * size.width
-        return pooled + sum(2 * self.c * t[0].out_features for t in transforms)
+        return pooled + fusions * 2 * self.c * self.hidden
 
     def extra_repr(self) -> str:
         return f"c={self.c}"

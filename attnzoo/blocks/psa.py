@@ -87,7 +87,7 @@ class PSA(nn.Module):
         for g in groups:
             check.divides(of="c", by="groups", c=c, groups=g)
             check.divides(of="width", by="groups", width=width, groups=g)
-        self.c = c
+        self.c, self.stride = c, stride
         self.convs = nn.ModuleList(
             nn.Conv2d(c, width, k, stride, padding=k // 2, groups=g, bias=False)
             for k, g in zip(kernels, groups, strict=True)
@@ -103,9 +103,8 @@ class PSA(nn.Module):
         return match_memory_format(torch.cat(weighed[::-1], 1).to(x.dtype), x)
 
     def macs(self, size: InputSize) -> int:
-        stride = self.convs[0].stride[0]
-        pixels = ((size.height - 1) // stride + 1) * ((size.width - 1) // stride + 1)
-        convs = sum(conv.weight.numel() for conv in self.convs)
+        pixels = ((size.height - 1) // self.stride + 1) * ((size.width - 1) // self.stride + 1)
+        convs = sum(weight.numel() for weight in self.convs.parameters())
         return pixels * convs + len(self.convs) * self.se.macs()
 
     def extra_repr(self) -> str:

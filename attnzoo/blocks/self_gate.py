@@ -36,7 +36,8 @@ class SelfGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.gate.fc1.weight)
-        return x * self.gate(x.mean((2, 3)))[:, :, None, None].to(x.dtype)
+        gate: Tensor = self.gate(x.mean((2, 3)))  # B C
+        return x * gate[:, :, None, None].to(x.dtype)
 
     def macs(self, size: InputSize) -> int:
         return self.gate.macs()

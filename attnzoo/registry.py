@@ -315,7 +315,7 @@ def _check_registration(
             raise TypeError(f"{key}={messages.shown(items)} must be a list of {kind.__name__}")
     for capability in options["limits"] or {}:
         check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
-    if inputs is None and not {"image", "sequence", "image_series"}.issuperset(layouts):
+    if inputs is None and not {"image", "sequence", "image_series", "pair"}.issuperset(layouts):
         raise ValueError(f"layout={layouts} needs inputs=, a function that makes example inputs")
 
 
@@ -450,6 +450,8 @@ def _standard_inputs(
             "sequence": (size.batch, size.steps, c),
             "image_series": (size.batch, size.steps, c, size.height, size.width),
         }
+        if layout == "pair":
+            return {"x": random(*shapes["image"]), "y": random(*shapes["image"])}
         return {"x": random(*shapes[config.get("layout", layout)])}
 
     return inputs

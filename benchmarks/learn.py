@@ -123,7 +123,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(_convolution(1, width), _convolution(width, WIDTH))
         self.middle = Placed(block, "image") if block else nn.Identity()
-        self.tail = _convolution(WIDTH, WIDTH)
+        self.tail = _convolution(_channels_out(self.middle), WIDTH)
         self.head = nn.Linear(WIDTH, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,6 +177,14 @@ def config(name: str, layout: str) -> dict[str, Any]:
         **record.example,
         **{k: v for k, v in known.items() if k in record.defaults or k == "c"},
     }
+
+
+@torch.no_grad()
+def _channels_out(middle: nn.Module) -> int:
+    """Channels of what follows the stem; a few blocks cannot be as narrow as it."""
+    image = middle.eval()(torch.zeros(1, WIDTH, 8, 8))
+    middle.train()
+    return int(image.shape[1])
 
 
 def _convolution(c: int, c_out: int) -> nn.Sequential:

@@ -6,6 +6,8 @@ writes docs/papers.md. Everything is built and counted on the meta device: no we
 exact integers.
 """
 
+import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +33,10 @@ backbone with the authors' block, at the reduction that gives the published figu
 what the README prints, in its rounding; errors and accuracies are quoted, not measured here.
 EfficientViT, SwiftFormer, Agent-DeiT (448: of that image side) and the series networks have no MACs
 here: products of attention would need a rule of their own. L-TAE and Pyraformer are counted alone,
-without what comes before and after them, and without the frozen table of positions.
+without what comes before and after them, and without the frozen table of positions. ECA-Net's
+README divides its parameters by 2^20. What the AFF networks' README prints is near the PyTorch
+code with reduction=16, which is counted here, and equal to neither. GCNet was published for
+detectors alone and is not among these.
 
 | network | recipe | parameters | reference | MACs | reference | published |
 |---|---|---:|---:|---:|---:|---|
@@ -86,6 +91,92 @@ def resnet(depth: int, block: str = "", *, caffe: bool = False, width: int = 64,
     return build
 
 
+def eca_resnet(depth: int, kernels: tuple[int, ...]) -> Callable[[], nn.Module]:
+    """ResNet with `eca` behind every branch's last norm, of one kernel size a stage."""
+
+    def build() -> nn.Module:
+        net: nn.Module = resnet(depth)()
+        norm = "bn2" if depth < 50 else "bn3"
+        for i, k in enumerate(kernels, 1):
+            where = f"layer{i}.*.{norm}"
+            attnzoo.insert(net, where, "eca", example_input=image(), kernel_size=k)
+        return net
+
+    return build
+
+
+def eca_mobilenet() -> nn.Module:
+    """MobileNetV2 with `eca` behind the last norm of every block, one tap below 96 channels."""
+    net: nn.Module = mobilenet()()
+
+    def last(path: str, module: nn.Module, wide: bool) -> bool:
+        narrow = isinstance(module, nn.BatchNorm2d) and re.fullmatch(r".*conv\.[23]", path)
+        return bool(narrow) and (module.num_features >= 96) == wide
+
+    for wide, k in ((False, 1), (True, 3)):
+        where = functools.partial(last, wide=wide)
+        attnzoo.insert(net, where, "eca", example_input=image(), kernel_size=k)
+    return net
+
+
+def bam_resnet(depth: int) -> Callable[[], nn.Module]:
+    """ResNet with `bam` behind each of the first three stages."""
+
+    def build() -> nn.Module:
+        net: nn.Module = resnet(depth)()
+        attnzoo.insert(net, "layer[1-3]", "bam", example_input=image())
+        return net
+
+    return build
+
+
+class Fused(Bottleneck):
+    """A bottleneck whose residual is fused by a block of two inputs instead of added."""
+
+    fuse: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
+        identity = x if self.downsample is None else self.downsample(x)
+        fused: torch.Tensor = self.relu(self.fuse(y, identity))
+        return fused
+
+
+def fused(block: str, reduction: int, width: int = 64) -> Callable[[], nn.Module]:
+    """ResNet-50, or ResNeXt 32x4d with `width` 4, whose residuals go through `aff` or `iaff`."""
+
+    def build() -> nn.Module:
+        groups = 32 if width == 4 else 1
+        with torch.device("meta"):
+            net = ResNet(Fused, [3, 4, 6, 3], groups=groups, width_per_group=width)
+            for module in net.modules():
+                if isinstance(module, Fused):
+                    c = module.conv3.out_channels
+                    module.fuse = attnzoo.build(block, c=c, reduction=reduction)
+        return net
+
+    return build
+
+
+def epsanet(depth: int) -> Callable[[], nn.Module]:
+    """ResNet with `psa` instead of every 3x3 convolution of a bottleneck."""
+
+    def build() -> nn.Module:
+        net: nn.Module = resnet(depth)()
+        for stride in (1, 2):
+            where = functools.partial(_strided, stride=stride)
+            config = {"how": "instead", "stride": stride}
+            attnzoo.insert(net, where, "psa", example_input=image(), **config)
+        return net
+
+    return build
+
+
+def _strided(path: str, module: nn.Module, stride: int) -> bool:
+    return path.endswith("conv2") and module.stride == (stride, stride)
+
+
 def mobilenet(block: str = "", **cfg: Any) -> Callable[[], nn.Module]:
     """MobileNetV2 with a block behind the depthwise convolution of every block that expands."""
 
@@ -109,13 +200,9 @@ def sknet(depth: int) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         net = resnet(depth, width=4)()
         for stride in (1, 2):
-
-            def strided(path: str, module: nn.Module, stride: int = stride) -> bool:
-                return path.endswith("conv2") and module.stride == (stride, stride)
-
-            attnzoo.insert(
-                net, strided, "sknet", example_input=image(), how="instead", stride=stride
-            )
+            where = functools.partial(_strided, stride=stride)
+            config = {"how": "instead", "stride": stride}
+            attnzoo.insert(net, where, "sknet", example_input=image(), **config)
         for block in net.modules():
             if isinstance(block, Bottleneck):
                 block.bn2 = nn.Identity()
@@ -181,6 +268,9 @@ def rows() -> list[Row]:
         *_mobilenet(),
         Row("SKNet-50", SK, sknet(50), 27_479_784, 4_462_710_784, "27.5 M, 4.47 G, error 20.79"),
         Row("SKNet-101", SK, sknet(101), 48_736_040, 8_448_724_992, SKNET_101),
+        *_eca(),
+        *_bam_and_epsanet(),
+        *_aff(),
         *_whole(),
         *_series(),
     ]
@@ -224,6 +314,47 @@ def _cbam() -> Iterator[Row]:
     yield Row("CBAM-ResNet-50", recipe + V1, build, 28_089_624, 3_864_362_102)
     build = resnet(50, "cbam", width=4)
     yield Row("CBAM-ResNeXt-50", recipe, build, 27_561_496, 4_236_868_726, "27.7 M, 4.25 G")
+
+
+def _eca() -> Iterator[Row]:
+    for depth, kernels, params, macs, published in (
+        (18, (3, 5, 7, 7), 11_689_556, 1_814_085_760, "11.15 M of 2^20, 1.70 G, top-1 70.92"),
+        (34, (3, 3, 5, 7), 21_797_744, 3_663_781_952, "20.79 M of 2^20, 3.43 G, top-1 74.21"),
+        (50, (3, 5, 5, 7), 25_557_112, 4_089_270_528, "24.37 M of 2^20, 3.86 G, top-1 77.42"),
+        (101, (3, 3, 5, 7), 44_549_317, 7_801_574_656, "42.49 M of 2^20, 7.35 G, top-1 78.65"),
+        (152, (3, 3, 5, 7), 60_193_042, 11_513_868_544, "57.41 M of 2^20, 10.83 G, top-1 78.92"),
+    ):
+        recipe = f"`eca`, kernel_size={'-'.join(map(str, kernels))} by stage, {LAST}"
+        build = eca_resnet(depth, kernels)
+        yield Row(f"ECA-Net-{depth}", recipe, build, params, macs, published)
+    recipe = "`eca`, kernel_size=1 below 96 channels, 3 from there, behind the last norm of a block"
+    published = "3.34 M of 2^20, 319.9 M, top-1 72.56"
+    yield Row("ECA-MobileNetV2", recipe, eca_mobilenet, 3_504_903, 300_777_952, published)
+
+
+def _bam_and_epsanet() -> Iterator[Row]:
+    recipe = "`bam` behind the first three stages"
+    top = "top-1 76.86"
+    yield Row("BAM-ResNet-50", recipe, bam_resnet(50), 25_915_099, 4_171_331_328, top)
+    yield Row("BAM-ResNet-101", recipe, bam_resnet(101), 44_907_227, 7_883_552_512)
+    recipe = "`psa` instead of every 3x3 convolution of ResNet's bottlenecks"
+    published = "22.56 M, 3.62 G, top-1 77.49"
+    yield Row("EPSANet-50", recipe, epsanet(50), 22_561_715, 3_597_900_160, published)
+    published = "38.90 M, 6.82 G, top-1 78.43"
+    yield Row("EPSANet-101", recipe, epsanet(101), 38_900_279, 6_788_125_056, published)
+
+
+def _aff() -> Iterator[Row]:
+    for block, net, width, r, params, macs, published in (
+        ("aff", "ResNet-50", 64, 4, 45_789_864, 5_743_411_200, ""),
+        ("iaff", "ResNet-50", 64, 4, 66_022_696, 7_397_638_144, ""),
+        ("aff", "ResNet-50", 64, 16, 30_683_208, 4_502_740_992, "30.3 M, error 20.3"),
+        ("iaff", "ResNet-50", 64, 16, 35_809_384, 4_916_297_728, "35.1 M, error 20.2"),
+        ("iaff", "ResNeXt-50", 4, 16, 35_281_256, 5_057_593_344, "34.7 M, error 19.78"),
+    ):
+        name = f"{block.upper().replace('I', 'i')}-{net}"
+        recipe = f"`{block}`, reduction={r}, instead of every residual addition"
+        yield Row(name, recipe, fused(block, r, width), params, macs, published)
 
 
 def _mobilenet() -> Iterator[Row]:

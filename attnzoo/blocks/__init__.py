@@ -1,6 +1,8 @@
 """The table of contents: importing a block's file registers it."""
 
+from . import aff as aff
 from . import agent as agent
+from . import bam as bam
 from . import cbam as cbam
 from . import coordatt as coordatt
 from . import ct_msa as ct_msa
@@ -10,13 +12,23 @@ from . import danet_position as danet_position
 from . import dia as dia
 from . import dilated_inception as dilated_inception
 from . import dtm as dtm
+from . import eca as eca
+from . import ema as ema
+from . import gate_exchange as gate_exchange
+from . import gated_fusion as gated_fusion
+from . import gc as gc
+from . import iaff as iaff
 from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import mamba as mamba
+from . import ms_cam as ms_cam
+from . import psa as psa
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
 from . import relu_linear as relu_linear
 from . import se as se
+from . import self_gate as self_gate
+from . import simam as simam
 from . import sknet as sknet
 from . import swiftformer as swiftformer
 from . import trend_aware as trend_aware

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..autograd.windows import window_sum
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import autocast_disabled, upcast
+from ..ops.windows import fine_map
 from ..registry import Inputs, InputSize, KnownVariant, Random, register
 from ..validation import check
 from ..validation.types import Count, Odd, Width
@@ -86,8 +87,8 @@ class CARAFE(nn.Module):
         x = F.pad(upcast(source), (k // 2,) * 4).unflatten(1, (g, self.c // g))
         with autocast_disabled(source):
             y = window_sum(x, weights.to(x.dtype))  # B G c/G ss H W
-        y = F.pixel_shuffle(y.flatten(1, 3), s)
-        return match_memory_format(y.to(source.dtype), source)
+        y = fine_map(y.flatten(1, 2), s).to(source.dtype)
+        return match_memory_format(y, source)
 
     def macs(self, size: InputSize) -> int:
         encoder = self.channel_compressor.weight.numel() + self.content_encoder.weight.numel()

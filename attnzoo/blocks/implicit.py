@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.fourier import fourier_grid, frequencies, line
+from ..ops.memory_format import match_memory_format
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
@@ -69,7 +70,8 @@ class Implicit(nn.Module):
             waves = fourier_grid(h, w, self.n_freqs, x.device).expand(b, -1, h, w)
         else:
             waves = self._waves(x)
-        return torch.cat((waves.to(x.dtype), x if self.color_feats else x[:, :0]), 1)
+        y = torch.cat((waves.to(x.dtype), x if self.color_feats else x[:, :0]), 1)
+        return match_memory_format(y, x)
 
     def _waves(self, x: Tensor) -> Tensor:
         """Waves of positions and colors: B (2 n m) H W."""

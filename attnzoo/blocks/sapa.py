@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..autograd.windows import window_dots, window_sum
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import autocast_disabled, upcast
+from ..ops.windows import fine_map
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import Count, Odd, Width
@@ -98,8 +99,8 @@ class SAPA(nn.Module):
         v = source if self.v is None else self.v(x).permute(0, 3, 1, 2)
         k = self.k(x).permute(0, 3, 1, 2)
         y = local_attention(upcast(q), upcast(k), upcast(v).to(upcast(q).dtype), self.kernel)
-        y = F.pixel_shuffle(y.flatten(1, 2), self.scale)
-        return match_memory_format(y.to(source.dtype), source)
+        y = fine_map(y, self.scale).to(source.dtype)
+        return match_memory_format(y, source)
 
     def _queries(self, source: Tensor, x: Tensor, guidance: Tensor) -> Tensor:
         """Of the guidance's pixels, by the source's pixel (h, w) and place within it: B H s W s e.

@@ -39,3 +39,9 @@ def _row_sum(x: Tensor, weights: Tensor, i: int, h: int) -> Tensor:
 def _row(x: Tensor, i: int, h: int, k: int) -> Tensor:
     """Row i of every window, a view: (B, G, D, 1, H, W, k)."""
     return x.narrow(-2, i, h).unfold(-1, k, 1).unsqueeze(3)
+
+
+def fine_map(y: Tensor, scale: int) -> Tensor:
+    """The pixels that share windows, each at its place: (B, C, s s, H, W) -> (B, C, s H, s W)."""
+    y = y.unflatten(2, (scale, scale)).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
+    return y.flatten(4, 5).flatten(2, 3)

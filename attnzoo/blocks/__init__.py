@@ -1,6 +1,9 @@
 """The table of contents: importing a block's file registers it."""
 
 from . import agent as agent
+from . import bilinear as bilinear
+from . import carafe as carafe
+from . import carafe_stack as carafe_stack
 from . import cbam as cbam
 from . import coordatt as coordatt
 from . import ct_msa as ct_msa
@@ -10,12 +13,20 @@ from . import danet_position as danet_position
 from . import dia as dia
 from . import dilated_inception as dilated_inception
 from . import dtm as dtm
+from . import ifa as ifa
+from . import implicit as implicit
+from . import jbu as jbu
+from . import jbu_one as jbu_one
+from . import jbu_stack as jbu_stack
 from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import mamba as mamba
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
 from . import relu_linear as relu_linear
+from . import resize_conv as resize_conv
+from . import sapa as sapa
+from . import sapa_stack as sapa_stack
 from . import se as se
 from . import sknet as sknet
 from . import swiftformer as swiftformer

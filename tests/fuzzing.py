@@ -33,7 +33,7 @@ class Call:
     name: str
     config: dict[str, Any]
     direct: bool  # the class itself, not `attnzoo.build`
-    extent: attnzoo.InputSize
+    input_size: attnzoo.InputSize
     dtype: torch.dtype = torch.float32
     train: bool = False
     autocast: bool = False

@@ -93,19 +93,25 @@ def test_strides_do_not_matter(name: str, kind: str) -> None:
     assert_close(found, plain)
 
 
+IMAGES = ("image", "features", "pair", "upsampler")  # layouts of (B, C, H, W), one or several
+
+
 @pytest.mark.capability("channels_last")
 def test_channels_last_is_kept(name: str, cell: Cell) -> None:
-    entry, block, inputs = made(name, ODD)
-    if entry.layouts[0] not in ("image", "features"):
-        cell.not_applicable("it takes no image (B, C, H, W)")
-        return
-    for train in (False, True):
-        block.train(train)
+    layout = find(name).layouts[0]
+    dtypes = (torch.float32, torch.float64)
+    for train, dtype in itertools.product((False, True), dtypes):
+        _, block, inputs = made(name, ODD, dtype, train)
+        if layout not in IMAGES or all(t.ndim != 4 for t in tensors(inputs)):
+            cell.not_applicable("it takes no image (B, C, H, W)")
+            return
         state = copy.deepcopy(block.state_dict())
         wanted = step(block, inputs)
         block.load_state_dict(state)
         found = step(block, each(inputs, _channels_last))
-        assert_close(found, wanted)
+        # A bias in front of train-mode BatchNorm has no gradient but rounding: float64 has less.
+        if not train or dtype == torch.float64:
+            assert_close(found, wanted)
         with torch.no_grad():
             quick = tensors(call(block, each(inputs, _channels_last)))
         for output in (*found["outputs"], *quick):

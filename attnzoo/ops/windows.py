@@ -6,6 +6,7 @@ all. S pixels of a finer map may share a window, as G groups of D channels may s
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +30,21 @@ def window_dots(q: Tensor, x: Tensor, k: int) -> Tensor:
     h = q.shape[-2]
     rows = [(q.unsqueeze(-1) * _row(x, i, h, k)).sum(2).movedim(-1, 2) for i in range(k)]
     return torch.stack(rows, 2)
+
+
+def window_spread(y: Tensor, weights: Tensor) -> Tensor:
+    """Every pixel's weights times its value, each added at its place in the window.
+
+    out[h + i, w + j] = sum y[h, w] weights[i, j, h, w]: the gradient of `window_sum` by x.
+    y (B, G, D, S, H, W), weights (B, G, k, k, S, H, W) -> (B, G, D, H + k - 1, W + k - 1).
+    """
+    k = weights.shape[2]
+    out = F.pad(torch.zeros_like(y[:, :, :, 0]), (0, k - 1, 0, k - 1))
+    for i in range(k):
+        for j in range(k):
+            tap = (y * weights[:, :, None, i, j]).sum(3)
+            out = out + F.pad(tap, (j, k - 1 - j, i, k - 1 - i))
+    return out
 
 
 def _row_sum(x: Tensor, weights: Tensor, i: int, h: int) -> Tensor:

@@ -52,7 +52,7 @@ class Bilinear(nn.Module):
 
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
     b, h, w = size.batch, size.height, size.width
-    photo = (64 * random(b, 3, 2 * h, 2 * w)).byte()  # no gradient: its numbers are not read
+    photo = (64 * random(b, 1, 2 * h, 2 * w)).byte()  # its numbers are not read: no gradient
     return {"source": random(b, config["c"], h, w), "guidance": photo}
 
 

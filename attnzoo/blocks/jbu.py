@@ -170,6 +170,6 @@ register(
     JBU,
     layout="upsampler",
     family="upsampler",
-    example={"c": 16, "key_dim": 8, "radius": 1, "dropout": 0.0},
+    example={"c": 16, "guidance": 4, "key_dim": 8, "radius": 1, "dropout": 0.0},
     inputs=inputs,
 )

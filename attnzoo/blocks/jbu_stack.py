@@ -113,7 +113,7 @@ register(
     JBUStack,
     layout="upsampler",
     family="upsampler",
-    example={"c": 8, "key_dim": 4, "radius": 1, "dropout": 0.0},
+    example={"c": 8, "guidance": 4, "key_dim": 4, "radius": 1, "dropout": 0.0},
     input_size=InputSize(height=4, width=5),
     inputs=inputs,
 )

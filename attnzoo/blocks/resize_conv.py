@@ -77,6 +77,6 @@ register(
     ResizeConv,
     layout="upsampler",
     family="upsampler",
-    example={"c": 16},
+    example={"c": 16, "guidance": 4},
     inputs=inputs,
 )

@@ -155,6 +155,6 @@ register(
     SAPA,
     layout="upsampler",
     family="upsampler",
-    example={"c": 32, "dim": 16},
+    example={"c": 32, "guidance": 4, "dim": 16},
     inputs=inputs,
 )

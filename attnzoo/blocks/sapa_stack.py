@@ -58,7 +58,7 @@ register(
     SAPAStack,
     layout="upsampler",
     family="upsampler",
-    example={"c": 8, "dim": 8, "kernel": 3},
+    example={"c": 8, "guidance": 4, "dim": 8, "kernel": 3},
     input_size=InputSize(height=4, width=5),
     inputs=inputs,
 )

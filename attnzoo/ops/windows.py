@@ -1,8 +1,8 @@
 """Weighted sums and dot products over the k x k window of every pixel, never all of it unfolded.
 
-Both go through the window row by row; beside arguments and result they hold k numbers for each of
-the result's, not k * k. The map that the windows lie on is padded, by k - 1 rows and columns in
-all. S pixels of a finer map may share a window, as G groups of D channels may share weights.
+They go through the window row by row; beside arguments and result they hold k numbers for each of
+theirs, not k * k. The map that the windows lie on is padded, by k - 1 rows and columns in all. S
+pixels of a finer map may share a window, as D channels share weights, in each of G groups.
 """
 
 import torch
@@ -16,20 +16,22 @@ def window_sum(x: Tensor, weights: Tensor) -> Tensor:
     x (B, G, D, H + k - 1, W + k - 1), weights (B, G, k, k, S, H, W) -> (B, G, D, S, H, W).
     """
     k, h = weights.shape[2], weights.shape[-2]
-    out = _row_sum(x, weights, 0, h)
+    shifted = _columns(x, k, weights.shape[-1])
+    out = (shifted.narrow(-2, 0, h) * weights[:, :, None, 0]).sum(3)
     for i in range(1, k):
-        out = out + _row_sum(x, weights, i, h)
+        out = out + (shifted.narrow(-2, i, h) * weights[:, :, None, i]).sum(3)
     return out
 
 
-def window_dots(q: Tensor, x: Tensor, k: int) -> Tensor:
-    """Each pixel's dot products: out[i, j, h, w] = sum_d q[d, h, w] x[d, h + i, w + j].
+def window_dots(y: Tensor, x: Tensor, k: int) -> Tensor:
+    """Each pixel's dot products: out[i, j, h, w] = sum_d y[d, h, w] x[d, h + i, w + j].
 
-    q (B, G, D, S, H, W), x (B, G, D, H + k - 1, W + k - 1) -> (B, G, k, k, S, H, W).
+    y (B, G, D, S, H, W), x (B, G, D, H + k - 1, W + k - 1) -> (B, G, k, k, S, H, W).
     """
-    h = q.shape[-2]
-    rows = [(q.unsqueeze(-1) * _row(x, i, h, k)).sum(2).movedim(-1, 2) for i in range(k)]
-    return torch.stack(rows, 2)
+    h, shifted = y.shape[-2], _columns(x, k, y.shape[-1])
+    return torch.stack(
+        [(y.unsqueeze(3) * shifted.narrow(-2, i, h)).sum(2) for i in range(k)], dim=2
+    )
 
 
 def window_spread(y: Tensor, weights: Tensor) -> Tensor:
@@ -47,17 +49,15 @@ def window_spread(y: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _row_sum(x: Tensor, weights: Tensor, i: int, h: int) -> Tensor:
-    row = weights[:, :, i].movedim(2, -1).unsqueeze(2)  # B G 1 S H W k
-    return (_row(x, i, h, weights.shape[2]) * row).sum(-1)
-
-
-def _row(x: Tensor, i: int, h: int, k: int) -> Tensor:
-    """Row i of every window, a view: (B, G, D, 1, H, W, k)."""
-    return x.narrow(-2, i, h).unfold(-1, k, 1).unsqueeze(3)
-
-
 def fine_map(y: Tensor, scale: int) -> Tensor:
     """The pixels that share windows, each at its place: (B, C, s s, H, W) -> (B, C, s H, s W)."""
     y = y.unflatten(2, (scale, scale)).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
     return y.flatten(4, 5).flatten(2, 3)
+
+
+def _columns(x: Tensor, k: int, w: int) -> Tensor:
+    """The map shifted by 0 to k - 1 columns: (B, G, D, k, 1, H + k - 1, W).
+
+    Copies: of overlapping views, a compiler would tie the graph to maps wider than the window.
+    """
+    return torch.stack([x.narrow(-1, j, w) for j in range(k)], 3).unsqueeze(4)

@@ -22,6 +22,7 @@ from .weights import from_upstream
 
 if TYPE_CHECKING:
     from . import blocks as blocks
+    from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Extent",
     "InputSize",
     "UnknownBlockError",
+    "adaptive_conv",
     "attn_layer",
     "build",
     "describe",
@@ -49,7 +51,10 @@ __all__ = [
 ]
 
 
-_LAZY = {"pyraformer_mask": ".blocks.pyraformer"}  # public functions in the files of blocks
+_LAZY = {  # public functions in the files of blocks
+    "adaptive_conv": ".blocks.jbu",
+    "pyraformer_mask": ".blocks.pyraformer",
+}
 
 
 def __getattr__(name: str) -> Any:

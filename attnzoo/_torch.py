@@ -172,3 +172,9 @@ def metadata(state_dict: Any) -> dict[str, Any]:
 def normalizes_batches(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm of any number of axes."""
     return isinstance(module, BATCH_NORMS)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks of its own act on calls of the module; True where that is not known."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, True) for kind in kinds)

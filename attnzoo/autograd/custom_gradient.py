@@ -34,12 +34,15 @@ class Pair(NamedTuple):
         min_numel: calls whose first argument has fewer numbers take the reference form, which
             was measured to be faster there.
         half: whether it computes half precision, too; else the reference form does.
+        differentiable: whether `backward` is made of ordinary operations and `custom_gradient`
+            functions of its arguments and gradients alone, so that second derivatives run it too.
     """
 
     forward: Callable[..., tuple[Any, tuple[Tensor, ...]]]
     backward: Callable[..., tuple[Tensor | None, ...]]
     min_numel: int = 0
     half: bool = True
+    differentiable: bool = False
 
 
 def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]:
@@ -112,7 +115,8 @@ def _as_own_tensor(output: Tensor, args: list[Tensor]) -> Tensor:
 class _Function(torch.autograd.Function):
     """Puts a pair into the autograd graph.
 
-    Second derivatives and batches of gradients (`is_grads_batched`) go through the reference form.
+    Second derivatives, where the pair's backward pass has none, and batches of gradients
+    (`is_grads_batched`) go through the reference form.
     """
 
     @staticmethod
@@ -136,7 +140,8 @@ class _Function(torch.autograd.Function):
             args[i] = tensor
         needs = ctx.needs_input_grad[2:]
         again = torch.is_grad_enabled()
-        if not (again or any(_torch.is_batched(g) for g in grads)):
+        apart = again and not ctx.pair.differentiable
+        if not (apart or any(_torch.is_batched(g) for g in grads)):
             with autocast_disabled(grads[0]):  # as it was in the forward pass
                 return None, None, *ctx.pair.backward(needs, tuple(args), saved, *grads)
         with torch.enable_grad(), autocast_disabled(grads[0]):

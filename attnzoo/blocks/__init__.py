@@ -3,6 +3,9 @@
 from . import aff as aff
 from . import agent as agent
 from . import bam as bam
+from . import bilinear as bilinear
+from . import carafe as carafe
+from . import carafe_stack as carafe_stack
 from . import cbam as cbam
 from . import coordatt as coordatt
 from . import ct_msa as ct_msa
@@ -18,6 +21,11 @@ from . import gate_exchange as gate_exchange
 from . import gated_fusion as gated_fusion
 from . import gc as gc
 from . import iaff as iaff
+from . import ifa as ifa
+from . import implicit as implicit
+from . import jbu as jbu
+from . import jbu_one as jbu_one
+from . import jbu_stack as jbu_stack
 from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import mamba as mamba
@@ -26,6 +34,9 @@ from . import psa as psa
 from . import pyraformer as pyraformer
 from . import pyraformer_cscm as pyraformer_cscm
 from . import relu_linear as relu_linear
+from . import resize_conv as resize_conv
+from . import sapa as sapa
+from . import sapa_stack as sapa_stack
 from . import se as se
 from . import self_gate as self_gate
 from . import simam as simam

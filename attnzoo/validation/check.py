@@ -231,6 +231,20 @@ def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or
         )
 
 
+def same_batch(**tensors: Tensor) -> None:
+    """All have as many samples as the first: `check.same_batch(source=source, guidance=guidance)`.
+
+    The samples are counted along the first axis.
+    """
+    (first, wanted), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape[0] != wanted.shape[0]:
+            raise ValueError(
+                f"{name} has {tensor.shape[0]} samples (shape {tuple(tensor.shape)}), "
+                f"{first} {wanted.shape[0]} (shape {tuple(wanted.shape)}); they must agree"
+            )
+
+
 def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | None) -> None:
     axes = _LAYOUT_AXES[layout]
     shown = f"({', '.join(axes)})"

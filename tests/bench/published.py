@@ -32,6 +32,27 @@ def agent(at: InputSize, **o: Any) -> Counts:
     return params, macs + 2 * N * c**2 + 2 * M * c**2 + 2 * a * M * c + 2 * a * N * c
 
 
+def carafe(at: InputSize, **o: Any) -> Counts:
+    c, cc, ke, K2, G, s2 = (
+        *(o["c"], o["compressed"], o["encoder_kernel"]),
+        *(o["kernel"] ** 2, o["groups"], o["scale"] ** 2),
+    )
+    params = c * cc + cc + cc * ke**2 * K2 * G * s2 + K2 * G * s2
+    HW = at.height * at.width
+    return params, HW * (c * cc + cc * ke**2 * K2 * G * s2) + s2 * HW * K2 * c
+
+
+def carafe_stack(at: InputSize, **o: Any) -> Counts:
+    steps = [
+        carafe(
+            at._replace(height=at.height * 2**i, width=at.width * 2**i),
+            **{**o, "scale": 2, "groups": 1, "encoder_kernel": 3},
+        )
+        for i in range(4)
+    ]
+    return sum(p for p, _ in steps), sum(m for _, m in steps)
+
+
 def cbam(at: InputSize, **o: Any) -> Counts:
     c, k = o["c"], o["kernel_size"]
     hidden = c // o["reduction"]
@@ -105,6 +126,31 @@ def dtm(at: InputSize, **o: Any) -> Counts:
     params += sum(x * d + d + 2 * d for x in numbers) + 2 * d - e * d + e * out + 2 * out
     macs = sum(x * d for x in numbers) + T * (2 * d * e + e * (r + 2 * n) + r * e + e * out)
     return params, macs + T * e * k + T * e * n
+
+
+def ifa(at: InputSize, c: int) -> Counts:
+    params = (c + 82) * c + c + 2 * c + c * c + c
+    return params, 4 * at.height * at.width * ((c + 82) * c + c * c)
+
+
+def jbu(at: InputSize, **o: Any) -> Counts:
+    """At twice the source's height and width."""
+    g, k, C, P = o["guidance"], o["key_dim"], o["c"], (2 * o["radius"] + 1) ** 2
+    params = 2 + (g * k + k) + (k * k + k) + ((g + P) * P + P) + (P * P + P)
+    return params, 4 * at.height * at.width * (g * k + k * k + k * P + (g + 2 * P) * P + C * P)
+
+
+def jbu_stack(at: InputSize, **o: Any) -> Counts:
+    steps = [
+        jbu(at._replace(height=at.height * 2**i, width=at.width * 2**i), **o) for i in range(4)
+    ]
+    C, hw = o["c"], at.height * at.width
+    return sum(p for p, _ in steps) + C * C + C, sum(m for _, m in steps) + 256 * hw * C * C
+
+
+def jbu_one(at: InputSize, **o: Any) -> Counts:
+    params, macs = jbu_stack(at, **o)
+    return params - 3 * jbu(at, **o)[0], macs
 
 
 def ltae(at: InputSize, **o: Any) -> Counts:
@@ -186,6 +232,31 @@ def relu_linear(at: InputSize, **o: Any) -> Counts:
     weights = 3 * t * c + sum(3 * t * s**2 + 3 * t * dim for s in scales) + (1 + S) * t * out
     linear, quadratic = 2 * (1 + S) * heads * N * dim * (dim + 1), 2 * (1 + S) * heads * N**2 * dim
     return weights + 2 * out, N * weights + (linear if dim < N else quadratic)
+
+
+def sapa(at: InputSize, **o: Any) -> Counts:
+    """Every query, and all that it is made of, at the guidance's size."""
+    Dx, Dy, e, K, s = o["c"], o["guidance"], o["dim"], o["kernel"], o["scale"]
+    out, mode = o["c_out"] or Dx, o["q_mode"]
+    HW, biases = at.height * at.width, (2 + (mode == "gate")) * e
+    params, macs = 2 * Dy + 2 * Dx + e * (Dy + Dx), s * s * HW * (Dy * e + K * K * (e + out))
+    macs += HW * Dx * e
+    if mode != "encoder_only":
+        params, macs = params + Dx * e, macs + s * s * HW * Dx * e
+    if mode == "gate":
+        params, macs, biases = params + Dx, macs + HW * Dx, biases + 1
+    if o["v_embed"] or out != Dx:
+        params, macs, biases = params + Dx * out, macs + HW * Dx * out, biases + out
+    return params + biases * o["bias"], macs
+
+
+def sapa_stack(at: InputSize, **o: Any) -> Counts:
+    options = {"scale": 2, "bias": True, "q_mode": "encoder_only", "v_embed": False, "c_out": None}
+    steps = [
+        sapa(at._replace(height=at.height * 2**i, width=at.width * 2**i), **{**o, **options})
+        for i in range(4)
+    ]
+    return sum(p for p, _ in steps), sum(m for _, m in steps)
 
 
 def se(at: InputSize, c: int, reduction: int, bias: bool) -> Counts:

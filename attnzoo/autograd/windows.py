@@ -1,0 +1,97 @@
+"""Sums over windows and their two kin, one tap at a time and in place, forward and backward.
+
+The gradient of each is made of the other two, and so are the gradients of that: with x on the
+padded map, y on pixels and w the weights of their windows, all three are derivatives of
+sum w[i, j, h, w] x[h + i, w + j] y[h, w]. On a CPU a few channels at a time stay in the processor's
+cache over all taps.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import windows
+from .custom_gradient import Pair, custom_gradient
+
+_MIN_NUMEL = 2**13  # smaller maps are faster in the reference form
+_NUMBERS = 2**17  # in a chunk: half a megabyte of float32
+
+
+def _sum(x: Tensor, weights: Tensor) -> tuple[Tensor, tuple[()]]:
+    b, g, d = x.shape[:3]
+    k, s, h, w = weights.shape[3:]
+    out, weights = x.new_zeros(b, g, d, s, h, w), weights.contiguous()
+    for chunk in _channels(out):
+        for i, j in _taps(k):
+            shifted = x[:, :, chunk, None, i : i + h, j : j + w]
+            out[:, :, chunk].addcmul_(shifted, weights[:, :, None, i, j])
+    return out, ()
+
+
+def _dots(y: Tensor, x: Tensor, k: int) -> tuple[Tensor, tuple[()]]:
+    b, g, _, s, h, w = y.shape
+    out = y.new_zeros(b, g, k, k, s, h, w)
+    for chunk in _channels(y):
+        part = y[:, :, chunk]
+        buffer = torch.empty_like(part)
+        for i, j in _taps(k):
+            torch.mul(part, x[:, :, chunk, None, i : i + h, j : j + w], out=buffer)
+            out[:, :, i, j] += buffer.sum(2)
+    return out, ()
+
+
+def _spread(y: Tensor, weights: Tensor) -> tuple[Tensor, tuple[()]]:
+    b, g, d, s, h, w = y.shape
+    k = weights.shape[2]
+    out, weights = y.new_zeros(b, g, d, h + k - 1, w + k - 1), weights.contiguous()
+    for chunk in _channels(y):
+        for i, j in _taps(k):
+            there = out[:, :, chunk, i : i + h, j : j + w]
+            for n in range(s):
+                there.addcmul_(y[:, :, chunk, n], weights[:, :, None, i, j, n])
+    return out, ()
+
+
+def _channels(x: Tensor) -> Iterator[slice]:
+    """Slices of the third axis; one for all of it on an accelerator."""
+    width = x.shape[2]
+    step = max(1, _NUMBERS * width // max(1, x.numel())) if x.device.type == "cpu" else width
+    return (slice(start, start + step) for start in range(0, width, step))
+
+
+def _taps(k: int) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i in range(k) for j in range(k))
+
+
+def _sum_backward(needs: Any, args: Any, saved: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weights = args
+    return (
+        window_spread(grad, weights) if needs[0] else None,
+        window_dots(grad, x, weights.shape[2]) if needs[1] else None,
+    )
+
+
+def _dots_backward(needs: Any, args: Any, saved: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    y, x, _ = args
+    return (
+        window_sum(x, grad) if needs[0] else None,
+        window_spread(y, grad) if needs[1] else None,
+        None,
+    )
+
+
+def _spread_backward(needs: Any, args: Any, saved: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    y, weights = args
+    return (
+        window_sum(grad, weights) if needs[0] else None,
+        window_dots(y, grad, weights.shape[2]) if needs[1] else None,
+    )
+
+
+window_sum = custom_gradient(windows.window_sum, Pair(_sum, _sum_backward, _MIN_NUMEL, True))
+window_dots = custom_gradient(windows.window_dots, Pair(_dots, _dots_backward, _MIN_NUMEL, True))
+window_spread = custom_gradient(
+    windows.window_spread, Pair(_spread, _spread_backward, _MIN_NUMEL, True)
+)

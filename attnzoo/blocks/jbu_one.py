@@ -1,0 +1,73 @@
+"""One JBU step used four times: SimFeatUp's upsampler, from features to sixteen times their size.
+
+Paper: SegEarth-OV: Towards Training-Free Open-Vocabulary Segmentation for Remote Sensing Images,
+    Li, Liu, Cao, Bai, Zhou, Meng, Wang, CVPR 2025, arXiv 2410.01768.
+Code: likyoo/SegEarth-OV @3e22a969, `simfeatup_dev/upsamplers.py` (`JBUOne`), the same in
+    likyoo/SimFeatUp @78a0ba70.
+Math: four times x = JBU(x, pool(guidance)), the whole guidance averaged to twice the size of x;
+    y = x + 0.1 (W x + b).
+Shapes: source (B, C, h, w), guidance (B, g, ., .) of any size -> (B, C, 16 h, 16 w); 2 h and 2 w
+    above `radius`.
+Differs: W mixes the small source, as in `jbu_stack`. The guidance may have any size; the authors'
+    caller wants 16 times the source's.
+Cost: with d = (2 radius + 1)^2 taps, parameters those of one `jbu` + c^2 + c; MACs as `jbu_stack`.
+"""
+
+from torch import Tensor, nn
+
+from ..registry import InputSize, register
+from ..validation import check
+from ..validation.types import Count, Rate, Width
+from .jbu import JBU
+from .jbu_stack import check_sizes, inputs, upsample
+
+
+class JBUOne(nn.Module):
+    """Four guided doublings of `source` (B, C, h, w) with the same weights.
+
+    Args:
+        c: channels in and out.
+        guidance: channels of the guidance.
+        key_dim: width of the projection that the guidance's pixels are compared in.
+        radius: a window is 2 radius + 1 pixels wide.
+        dropout: rate at which channels are dropped; None: the authors' 0.1 inside the step and
+            0.2 of the features before W.
+    """
+
+    def __init__(
+        self,
+        c: Width,
+        *,
+        guidance: Width = 3,
+        key_dim: Width = 32,
+        radius: Count = 5,
+        dropout: Rate | None = None,
+    ) -> None:
+        super().__init__()
+        self.c, self.guidance, self.radius = c, guidance, radius
+        inside, behind = (0.1, 0.2) if dropout is None else (dropout, dropout)
+        self.up = JBU(c, guidance=guidance, key_dim=key_dim, radius=radius, dropout=inside)
+        self.fixup_proj = nn.Sequential(nn.Dropout2d(behind), nn.Conv2d(c, c, 1))
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        check.image(source, self.c, self.up.range_temp, name="source")
+        check.image(guidance, self.guidance, self.up.range_temp, name="guidance")
+        check_sizes(source, guidance, self.radius)
+        return upsample(source, guidance, (self.up,) * 4, self.fixup_proj)
+
+    def macs(self, size: InputSize) -> int:
+        return 85 * self.up.macs(size) + 256 * size.height * size.width * self.c**2
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, radius={self.radius}"
+
+
+register(
+    "jbu_one",
+    JBUOne,
+    layout="upsampler",
+    family="upsampler",
+    example={"c": 8, "guidance": 4, "key_dim": 4, "radius": 1, "dropout": 0.0},
+    input_size=InputSize(height=4, width=5),
+    inputs=inputs,
+)

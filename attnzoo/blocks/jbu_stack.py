@@ -1,0 +1,119 @@
+"""JBU stack: four joint bilateral steps of two, from features to sixteen times their size.
+
+Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
+    Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516.
+Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`JBUStack`).
+Math: four times x = JBU_i(x, pool(guidance)), the whole guidance averaged to twice the size of x;
+    y = x + 0.1 (W x + b).
+Shapes: source (B, C, h, w), guidance (B, g, ., .) of any size -> (B, C, 16 h, 16 w); 2 h and 2 w
+    above `radius`.
+Differs: a step is linear in its source and treats all channels alike, so W mixes the small source,
+    x + 0.1 W x, and b is added at the end: the same sums in another order, 256 times fewer of them.
+    An inner layer that is hooked, wrapped or replaced is called behind the steps, as theirs is.
+Cost: with d = (2 radius + 1)^2 taps, parameters those of four `jbu` + c^2 + c; MACs 340 h w of
+    `jbu` a pixel + 256 h w c^2, of which 255 h w c^2 are spared here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.folding import is_plain
+from ..ops.guidance import double_along
+from ..ops.memory_format import match_memory_format
+from ..registry import Inputs, InputSize, Random, register
+from ..validation import check
+from ..validation.types import Count, Rate, Width
+from .jbu import JBU
+
+
+def upsample(
+    source: Tensor, guidance: Tensor, steps: Sequence[nn.Module], fixup: nn.Sequential
+) -> Tensor:
+    """y = x + 0.1 fixup(x) of x, the source after all steps, (B, C, 16 h, 16 w) after four."""
+    dropout, conv = fixup[0], fixup[1]
+    plain = all(is_plain(step, JBU) for step in steps) and is_plain(fixup, nn.Sequential)
+    if plain and is_plain(dropout, nn.Dropout2d) and is_plain(conv, nn.Conv2d):
+        small = source + 0.1 * F.conv2d(dropout(source), conv.weight)
+        y = double_along(small, guidance, steps) + 0.1 * conv.bias[:, None, None]
+    else:
+        x = double_along(source, guidance, steps)
+        y = x + 0.1 * fixup(x)
+    return match_memory_format(y.to(source.dtype), source)
+
+
+def check_sizes(source: Tensor, guidance: Tensor, radius: int) -> None:
+    """The batches agree, and the first step can reflect its map at its borders."""
+    check.same_batch(source=source, guidance=guidance)
+    if 2 * source.shape[2] <= radius or 2 * source.shape[3] <= radius:
+        least = radius // 2 + 1
+        raise ValueError(
+            f"source has shape {tuple(source.shape)}; to reflect radius={radius} pixels of twice "
+            f"its size it needs at least {least} x {least}: take a larger source or a smaller "
+            "radius"
+        )
+
+
+class JBUStack(nn.Module):
+    """Four guided doublings of `source` (B, C, h, w), each with weights of its own.
+
+    Args:
+        c: channels in and out.
+        guidance: channels of the guidance.
+        key_dim: width of the projection that the guidance's pixels are compared in.
+        radius: a window is 2 radius + 1 pixels wide.
+        dropout: rate at which channels are dropped; None: the authors' 0.1 inside the steps and
+            0.2 of the features before W.
+    """
+
+    def __init__(
+        self,
+        c: Width,
+        *,
+        guidance: Width = 3,
+        key_dim: Width = 32,
+        radius: Count = 3,
+        dropout: Rate | None = None,
+    ) -> None:
+        super().__init__()
+        self.c, self.guidance, self.radius = c, guidance, radius
+        inside, behind = (0.1, 0.2) if dropout is None else (dropout, dropout)
+        config = {"guidance": guidance, "key_dim": key_dim, "radius": radius}
+        self.up1 = JBU(c, **config, dropout=inside)
+        self.up2 = JBU(c, **config, dropout=inside)
+        self.up3 = JBU(c, **config, dropout=inside)
+        self.up4 = JBU(c, **config, dropout=inside)
+        self.fixup_proj = nn.Sequential(nn.Dropout2d(behind), nn.Conv2d(c, c, 1))
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        check.image(source, self.c, self.up1.range_temp, name="source")
+        check.image(guidance, self.guidance, self.up1.range_temp, name="guidance")
+        check_sizes(source, guidance, self.radius)
+        steps = (self.up1, self.up2, self.up3, self.up4)
+        return upsample(source, guidance, steps, self.fixup_proj)
+
+    def macs(self, size: InputSize) -> int:
+        pixels = size.height * size.width
+        return 85 * self.up1.macs(size) + 256 * pixels * self.c**2  # 4 + 16 + 64 + 256 = 4 * 85
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, radius={self.radius}"
+
+
+def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
+    b, h, w = size.batch, size.height, size.width
+    guidance = random(b, config["guidance"], 16 * h, 16 * w)
+    return {"source": random(b, config["c"], h, w), "guidance": guidance}
+
+
+register(
+    "jbu_stack",
+    JBUStack,
+    layout="upsampler",
+    family="upsampler",
+    example={"c": 8, "guidance": 4, "key_dim": 4, "radius": 1, "dropout": 0.0},
+    input_size=InputSize(height=4, width=5),
+    inputs=inputs,
+)

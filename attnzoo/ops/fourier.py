@@ -1,0 +1,34 @@
+"""Sines and cosines of an image's coordinates at frequencies from exp(-2) to exp(10)."""
+
+import torch
+from torch import Tensor
+
+
+def fourier_dtype(device: torch.device) -> torch.dtype:
+    """float64, in which the highest frequency loses no digit that float32 has; MPS has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def frequencies(n: int, device: torch.device) -> Tensor:
+    """exp of n numbers from -2 to 10: (n,)."""
+    return torch.linspace(-2, 10, n, dtype=fourier_dtype(device), device=device).exp()
+
+
+def line(low: float, high: float, n: int, device: torch.device) -> Tensor:
+    """`torch.linspace` for an n that a compiled graph may not know: (n,)."""
+    steps = torch.arange(n, dtype=fourier_dtype(device), device=device)
+    return low + steps * ((high - low) / max(n - 1, 1))
+
+
+def fourier_grid(h: int, w: int, n: int, device: torch.device) -> Tensor:
+    """Sines, then cosines, of rows and columns in [-1, 1] at n frequencies: (4 n, H, W).
+
+    Channel 2 j + axis of each half has frequency j. Each is computed along its own axis alone.
+    """
+    f = frequencies(n, device)[:, None]
+    rows, columns = f * line(-1, 1, h, device), f * line(-1, 1, w, device)  # n H, n W
+    both = [
+        torch.stack((r[:, :, None].expand(n, h, w), c[:, None].expand(n, h, w)), 1)
+        for r, c in ((rows.sin(), columns.sin()), (rows.cos(), columns.cos()))
+    ]
+    return torch.cat(both).flatten(0, 1)

@@ -1,0 +1,63 @@
+"""Weighted sums and dot products over the k x k window of every pixel, never all of it unfolded.
+
+They go through the window row by row; beside arguments and result they hold k numbers for each of
+theirs, not k * k. The map that the windows lie on is padded, by k - 1 rows and columns in all. S
+pixels of a finer map may share a window, as D channels share weights, in each of G groups.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def window_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """Each pixel's weighted sum: out[h, w] = sum_ij weights[i, j, h, w] x[h + i, w + j].
+
+    x (B, G, D, H + k - 1, W + k - 1), weights (B, G, k, k, S, H, W) -> (B, G, D, S, H, W).
+    """
+    k, h = weights.shape[2], weights.shape[-2]
+    shifted = _columns(x, k, weights.shape[-1])
+    out = (shifted.narrow(-2, 0, h) * weights[:, :, None, 0]).sum(3)
+    for i in range(1, k):
+        out = out + (shifted.narrow(-2, i, h) * weights[:, :, None, i]).sum(3)
+    return out
+
+
+def window_dots(y: Tensor, x: Tensor, k: int) -> Tensor:
+    """Each pixel's dot products: out[i, j, h, w] = sum_d y[d, h, w] x[d, h + i, w + j].
+
+    y (B, G, D, S, H, W), x (B, G, D, H + k - 1, W + k - 1) -> (B, G, k, k, S, H, W).
+    """
+    h, shifted = y.shape[-2], _columns(x, k, y.shape[-1])
+    return torch.stack(
+        [(y.unsqueeze(3) * shifted.narrow(-2, i, h)).sum(2) for i in range(k)], dim=2
+    )
+
+
+def window_spread(y: Tensor, weights: Tensor) -> Tensor:
+    """Every pixel's weights times its value, each added at its place in the window.
+
+    out[h + i, w + j] = sum y[h, w] weights[i, j, h, w]: the gradient of `window_sum` by x.
+    y (B, G, D, S, H, W), weights (B, G, k, k, S, H, W) -> (B, G, D, H + k - 1, W + k - 1).
+    """
+    k = weights.shape[2]
+    out = F.pad(torch.zeros_like(y[:, :, :, 0]), (0, k - 1, 0, k - 1))
+    for i in range(k):
+        for j in range(k):
+            tap = (y * weights[:, :, None, i, j]).sum(3)
+            out = out + F.pad(tap, (j, k - 1 - j, i, k - 1 - i))
+    return out
+
+
+def fine_map(y: Tensor, scale: int) -> Tensor:
+    """The pixels that share windows, each at its place: (B, C, s s, H, W) -> (B, C, s H, s W)."""
+    y = y.unflatten(2, (scale, scale)).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
+    return y.flatten(4, 5).flatten(2, 3)
+
+
+def _columns(x: Tensor, k: int, w: int) -> Tensor:
+    """The map shifted by 0 to k - 1 columns: (B, G, D, k, 1, H + k - 1, W).
+
+    Copies: of overlapping views, a compiler would tie the graph to maps wider than the window.
+    """
+    return torch.stack([x.narrow(-1, j, w) for j in range(k)], 3).unsqueeze(4)

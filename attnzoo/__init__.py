@@ -23,6 +23,7 @@ from .weights import from_upstream
 if TYPE_CHECKING:
     from . import blocks as blocks
     from .blocks.pyraformer import pyraformer_mask
+    from .blocks.self_self import remove_global_bias
 
 __version__ = "0.1.0"
 
@@ -45,11 +46,15 @@ __all__ = [
     "pyraformer_mask",
     "register",
     "remove",
+    "remove_global_bias",
     "verify",
 ]
 
 
-_LAZY = {"pyraformer_mask": ".blocks.pyraformer"}  # public functions in the files of blocks
+_LAZY = {  # public functions in the files of blocks
+    "pyraformer_mask": ".blocks.pyraformer",
+    "remove_global_bias": ".blocks.self_self",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attnzoo
 from attnzoo.registry import Inputs, find
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.inputs import call, samples, tensors
 
 from contract import arranged, blocks, made, wanting_grad
 from ranks import WORLD, RankError, Ranks, ranks
@@ -221,12 +221,8 @@ def trained(name: str) -> tuple[nn.Module, Inputs]:
 
 def half(name: str, rank: int) -> Inputs:
     """The samples of one rank."""
-    _, inputs = same(name)
     share = slice(rank * BATCH.batch // WORLD, (rank + 1) * BATCH.batch // WORLD)
-    return {
-        key: [t[share] for t in value] if isinstance(value, list) else value[share]
-        for key, value in inputs.items()
-    }
+    return samples(*same(name), share)
 
 
 def gradients(block: nn.Module, inputs: Inputs, replica: nn.Module | None = None) -> dict[str, Any]:

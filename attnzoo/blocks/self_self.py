@@ -19,7 +19,8 @@ Differs: SegEarth-OV's paper subtracts from features as `global_bias` does here,
     tokens of each sample over sqrt(c / heads). "gem" starts from the joint layers of GEM.
 Cost: parameters 4 c^2 + 4 c; MACs 4 T c^2 + (m + 1) T^2 c with m = 3 ("qkv"), 2 ("csa") or 1
     ("qq", "qk"), without the second term for "identity"; "gem":
-    5 T c^2 + 2 T^2 c + 3 (2 iters + 2) T^2 c.
+    5 T c^2 + 2 T^2 c + 3 (2 iters + 2) T^2 c. The authors add up (T, T) weights before they are
+    multiplied by v; here no such matrix is kept, each term is multiplied: 2 m T^2 c.
 """
 
 from typing import Literal

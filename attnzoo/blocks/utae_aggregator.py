@@ -97,10 +97,8 @@ class UTAEAggregator(nn.Module):
         return aggregate(x, weights)
 
     def macs(self, size: InputSize) -> int:
-        """Multiply-adds of one sample's weighted sum; the resize has none."""
-        if self.c is None:
-            raise ValueError("c=None has no count of multiply-adds; build with c, the channels")
-        return size.steps * self.c * size.height * size.width
+        """Multiply-adds of one sample's weighted sum; where c is None, of one channel."""
+        return size.steps * (self.c or 1) * size.height * size.width
 
     def _checked(self, attn: Tensor | None, x: Tensor) -> Tensor:
         wanted = f"(heads, {x.shape[0]}, {x.shape[1]}, h, w)"
@@ -109,12 +107,19 @@ class UTAEAggregator(nn.Module):
                 f"attn is missing: mode={self.mode!r} needs weights {wanted}, as ltae returns "
                 "them with need_weights=True; mode='mean' takes none"
             )
-        check.image_series(attn, like=x, name="attn")
-        if attn.shape[1:3] != x.shape[:2]:
+        check.dense("attn", attn, wanted)
+        if (
+            attn.ndim != 5
+            or attn.shape[1:3] != x.shape[:2]
+            or 0 in (attn.shape[0], *attn.shape[3:])
+        ):
             raise ValueError(f"attn has shape {tuple(attn.shape)}; for this x it is {wanted}")
-        if self.mode == "att_group":
-            heads = {"heads of attn": attn.shape[0], "channels of x": x.shape[2]}
-            check.divides(by="heads of attn", of="channels of x", **heads)
+        check.token(attn, like=x, name="attn")
+        if self.mode == "att_group" and x.shape[2] % attn.shape[0]:
+            raise ValueError(
+                f"attn has {attn.shape[0]} heads, which must divide the {x.shape[2]} channels of x "
+                "with mode='att_group'; take mode='att_mean', which joins the heads"
+            )
         return attn
 
     def extra_repr(self) -> str:
@@ -134,7 +139,7 @@ def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs
     """Weights of half the resolution."""
     low = (size.height + 1) // 2, (size.width + 1) // 2
     return {
-        "x": random(size.batch, size.steps, config["c"], size.height, size.width),
+        "x": random(size.batch, size.steps, config["c"] or 32, size.height, size.width),
         "attn": random(4, size.batch, size.steps, *low).softmax(2),
     }
 

@@ -242,7 +242,7 @@ register(
     MixAttention,
     layout="features",
     family="fusion",
-    example={"c": 32, "dims": (64, 48, 32, 16), "block": True},
+    example={"c": 32, "dims": (48, 32, 16), "pools": (1, 2, 4), "block": True},
     inputs=inputs,
     upstream={**_NAMES, **dict.fromkeys(_IDLE)},
 )

@@ -29,3 +29,11 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
             return type(value)(*items)
         return type(value)(items)
     return value
+
+
+def first_sample(value: Any) -> Any:
+    """The same nest with the first sample of every tensor, whose first axis is the batch.
+
+    Single numbers, tensors without axes, have no batch and stay.
+    """
+    return map_tensors(lambda tensor: tensor[:1] if tensor.ndim else tensor, value)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import remove_global_bias
+from attnzoo.testing.distributions import assert_uniform
 
 from contract import made
-from distributions import assert_uniform
 from tolerances import assert_close
 
 WEIGHTS = {"qk": ["qk"], "qq": ["qq"], "csa": ["qq", "kk"], "qkv": ["qq", "kk", "vv"]}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import blocks as blocks
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
+    from .blocks.self_self import remove_global_bias
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "pyraformer_mask",
     "register",
     "remove",
+    "remove_global_bias",
     "verify",
 ]
 
@@ -54,6 +56,7 @@ __all__ = [
 _LAZY = {  # public functions in the files of blocks
     "adaptive_conv": ".blocks.jbu",
     "pyraformer_mask": ".blocks.pyraformer",
+    "remove_global_bias": ".blocks.self_self",
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.registry import Entry, Inputs, find
-from attnzoo.testing.inputs import call, make_inputs, tensors
+from attnzoo.testing.inputs import call, make_inputs, samples, tensors
 
 from tolerances import assert_close
 
@@ -88,9 +88,9 @@ def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     }
 
 
-def first(inputs: Inputs, count: int) -> Inputs:
+def first(block: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """The first `count` samples of every input."""
-    return each(inputs, lambda t: t[:count])
+    return samples(block, inputs, slice(count))
 
 
 def call_like(block: nn.Module, stand_in: Callable[..., Any], inputs: Inputs) -> Any:

@@ -29,6 +29,7 @@ from . import jbu_stack as jbu_stack
 from . import ltae as ltae
 from . import m_gtu as m_gtu
 from . import mamba as mamba
+from . import mix_attention as mix_attention
 from . import ms_cam as ms_cam
 from . import psa as psa
 from . import pyraformer as pyraformer
@@ -39,8 +40,10 @@ from . import sapa as sapa
 from . import sapa_stack as sapa_stack
 from . import se as se
 from . import self_gate as self_gate
+from . import self_self as self_self
 from . import simam as simam
 from . import sknet as sknet
 from . import swiftformer as swiftformer
 from . import trend_aware as trend_aware
 from . import triplet as triplet
+from . import utae_aggregator as utae_aggregator

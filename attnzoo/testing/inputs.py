@@ -1,5 +1,6 @@
 """What is run: a block, its example inputs and the call that joins them."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor, nn
 
 from ..registry import Entry, Inputs, InputSize
 from ..validation.signature import arguments as arguments
-from ..validation.tensors import first_sample as first_sample
 from ..validation.tensors import map_tensors as map_tensors
 from ..validation.tensors import tensors as tensors
 
@@ -37,6 +37,22 @@ def call(block: nn.Module, inputs: Inputs) -> Any:
     """Run the block on its inputs."""
     positional, keywords = arguments(block, inputs)
     return block(*positional, **keywords)
+
+
+def samples(block: nn.Module, inputs: Inputs, which: slice) -> Inputs:
+    """Some samples of every input. Single numbers, tensors without axes, have none and stay."""
+
+    def taken(key: str, value: Any) -> Any:
+        place = (slice(None),) * batch_axis(block, key) + (which,)
+        return map_tensors(lambda tensor: tensor[place] if tensor.ndim else tensor, value)
+
+    return {key: taken(key, value) for key, value in inputs.items()}
+
+
+def batch_axis(block: nn.Module, key: str) -> int:
+    """The axis of an argument's samples: the first, unless `batch_axes` of its class differs."""
+    axes: Mapping[str, int] = getattr(block, "batch_axes", {})
+    return axes.get(key, 0)
 
 
 def randomize_parameters(block: nn.Module) -> None:

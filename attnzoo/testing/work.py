@@ -9,26 +9,26 @@ from ..cost import counter
 from ..cost.fvcore import FvcoreCount, fvcore_macs
 from ..cost.operators import Work
 from ..registry import Inputs
-from .inputs import arguments, call, first_sample, tensors
+from .inputs import arguments, call, samples, tensors
 
 
 def work(block: nn.Module, inputs: Inputs) -> Work:
     """What one sample's forward pass computes, in eval mode and by the block's reference form.
 
-    The first sample of the inputs is run, so that work that is done once a call counts in full;
-    their first axis is the batch. Attention is taken apart into its products and its softmax.
+    The first sample of the inputs is run, so that work that is done once a call counts in full.
+    Attention is taken apart into its products and its softmax.
 
     Raises:
         UncountedOperatorError: an operator is called that nobody counts.
     """
-    sample, products = first_sample(inputs), sdpa_kernel(SDPBackend.MATH)
+    sample, products = samples(block, inputs, slice(1)), sdpa_kernel(SDPBackend.MATH)
     with counter.evaluating(block), torch.no_grad(), reference_forms(), products:
         return counter.count(lambda: call(block, sample))
 
 
 def fvcore_count(block: nn.Module, inputs: Inputs) -> FvcoreCount:
     """What fvcore counts of one sample's forward pass in eval mode, and what it misses."""
-    args, kwargs = arguments(block, first_sample(inputs))
+    args, kwargs = arguments(block, samples(block, inputs, slice(1)))
     with counter.evaluating(block), reference_forms():
         return fvcore_macs(block, tuple(args), kwargs)
 

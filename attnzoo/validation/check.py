@@ -160,6 +160,38 @@ def image_series(
     _tensor(name, x, "image_series", c, like)
 
 
+def listed(values: Sequence[Tensor], count: int, *, name: str) -> None:
+    """`values` is a list or tuple of `count` tensors."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of {count} tensors, not {type(values).__name__}")
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} tensors; the block was built for {count}")
+
+
+def pyramid(
+    features: Sequence[Tensor], dims: Sequence[int], cells: Sequence[int], like: Tensor
+) -> None:
+    """`features` are images (B, dims[i], H_i, W_i) of the samples of `like`, and of sizes that
+    cells of side cells[i] cover with one grid: that of the map with the smallest cells."""
+    listed(features, len(dims), name="features")
+    for i, (x, c) in enumerate(zip(features, dims, strict=True)):
+        image(x, c, like, name=f"features[{i}]")
+        if x.shape[0] != like.shape[0]:
+            raise ValueError(
+                f"features[{i}] has {x.shape[0]} samples, x {like.shape[0]}; they must agree"
+            )
+    least = min(range(len(cells)), key=lambda i: cells[i])
+    grid = [-(-n // cells[least]) for n in features[least].shape[2:]]
+    for i, (x, cell) in enumerate(zip(features, cells, strict=True)):
+        for axis, size, wanted in zip("HW", x.shape[2:], grid, strict=True):
+            if -(-size // cell) != wanted:
+                raise ValueError(
+                    f"features[{i}] has {axis}={size}, {-(-size // cell)} cells of {cell}; "
+                    f"features[{least}] has {wanted} of {cells[least]}: resize features[{i}] to "
+                    f"{axis} from {(wanted - 1) * cell + 1} to {wanted * cell}"
+                )
+
+
 def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Tensor:
     """`value`, one for each step, with shape `steps`; (T,) stands for every sample."""
     dense(name, value, f"of shape {tuple(steps)}")

@@ -264,6 +264,17 @@ def se(at: InputSize, c: int, reduction: int, bias: bool) -> Counts:
     return 2 * c * hidden + (c + hidden if bias else 0), 2 * c * hidden
 
 
+def self_self(at: InputSize, **o: Any) -> Counts:
+    c, T = o["c"], at.steps
+    logits = {"qk": 1, "qq": 1, "csa": 2, "qkv": 3}
+    macs = 4 * T * c**2
+    if o["mode"] == "gem":  # two projections of outputs; ordinary attention; q, k and v in turn
+        macs += T * c**2 + 2 * T * T * c + 3 * (2 * o["iters"] + 2) * T * T * c
+    elif o["mode"] != "identity":
+        macs += (logits[o["mode"]] + 1) * T * T * c  # the weights are added up before the values
+    return 4 * c**2 + 4 * c, macs
+
+
 def sknet(at: InputSize, **o: Any) -> Counts:
     c, M, d = o["c"], o["branches"], max(int(o["c"] / o["reduction"]), o["min_dim"])
     convs = 9 * M * c**2 // o["groups"]
@@ -289,3 +300,8 @@ def triplet(at: InputSize, **o: Any) -> Counts:
     c, k, H, W = o["c"], o["kernel_size"], at.height, at.width
     gates = [c * W, H * c] + ([H * W] if o["spatial"] else [])
     return len(gates) * (2 * k**2 + 2), 2 * k**2 * sum(gates)
+
+
+def utae_aggregator(at: InputSize, **o: Any) -> Counts:
+    """The weighted sum over the dates, which runs as elementwise operations."""
+    return 0, at.steps * (o["c"] or 1) * at.height * at.width

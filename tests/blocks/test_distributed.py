@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attnzoo
 from attnzoo.registry import Inputs, find
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.inputs import call, samples, tensors
 
 from contract import arranged, blocks, made, wanting_grad
 from formulas import HookedDIA
@@ -53,8 +53,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 def test_ddp_gives_the_gradients_of_one_process(
     name: str, train: bool, pair: Ranks, cell: Cell
 ) -> None:
-    if not list(made(name)[1].parameters()):
-        cell.not_applicable("it has no parameters")
+    if next(made(name)[1].parameters(), None) is None:
+        cell.not_applicable("it has no parameters, which DistributedDataParallel refuses")
         return
     pair.run(ddp_equals_one_process, name, train, module=find(name).cls.__module__)
 
@@ -237,12 +237,8 @@ def trained(name: str) -> tuple[nn.Module, Inputs]:
 
 def half(name: str, rank: int) -> Inputs:
     """The samples of one rank."""
-    _, inputs = same(name)
     share = slice(rank * BATCH.batch // WORLD, (rank + 1) * BATCH.batch // WORLD)
-    return {
-        key: [t[share] for t in value] if isinstance(value, list) else value[share]
-        for key, value in inputs.items()
-    }
+    return samples(*same(name), share)
 
 
 def gradients(block: nn.Module, inputs: Inputs, replica: nn.Module | None = None) -> dict[str, Any]:

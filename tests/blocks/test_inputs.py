@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.registry import Entry, Inputs, InputSize, find
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.inputs import call, samples, tensors
 
 from contract import ODD, SINGLE, SMALL, blocks, each, first, made, step, wanting_grad
 from matrix import Cell
@@ -33,7 +33,7 @@ def whole_step(block: nn.Module, inputs: Inputs) -> None:
 @pytest.mark.capability("batch")
 def test_batches_of_one_and_none(name: str, train: bool, cell: Cell) -> None:
     _, block, inputs = made(name, SINGLE, train=train)
-    nothing = first(inputs, 0)
+    nothing = first(block, inputs, 0)
     try:
         whole_step(block, inputs)
     except ValueError as error:
@@ -179,14 +179,14 @@ def test_inputs_and_state_are_left_alone(name: str, train: bool) -> None:
 def test_a_sample_does_not_see_its_batch(name: str, value: float) -> None:
     _, block, inputs = made(name, ODD, dtype=torch.float64)
 
-    def poisoned(tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
+    def poison(tensor: Tensor) -> None:
         if tensor.is_floating_point():
-            tensor[1:] = value
-        return tensor
+            tensor.fill_(value)
 
-    alone = list(tensors(call(block, first(inputs, 1))))
-    for others in (inputs, each(inputs, poisoned)):
+    alone = list(tensors(call(block, first(block, inputs, 1))))
+    poisoned = each(inputs, Tensor.clone)
+    each(samples(block, poisoned, slice(1, None)), poison)
+    for others in (inputs, poisoned):
         for train_step in (False, True):
             together = tensors(call(block, wanting_grad(others) if train_step else others))
             assert_close([t.detach()[:1] for t in together], alone)

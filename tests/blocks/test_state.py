@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.registry import Inputs
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.inputs import batch_axis, call, samples, tensors
 
 from contract import ODD, arranged, blocks, each, made, step
 from tolerances import assert_close
@@ -68,25 +68,32 @@ def test_functional_calls_and_per_sample_gradients(name: str) -> None:
     wanted = list(tensors(call(block, inputs)))
     assert_close(list(tensors(_outputs(block, state, inputs))), wanted)
 
+    axes = {key: batch_axis(block, key) for key in inputs}
+
     def one(state: dict[str, Tensor], sample: Inputs) -> list[Tensor]:
-        batch = each(sample, lambda t: t[None])
+        batch: Inputs = {}
+        for key, axis in axes.items():
+            batch |= each({key: sample[key]}, lambda t, axis=axis: t.unsqueeze(axis))
         return [t[0] for t in tensors(_outputs(block, state, batch))]
 
     def loss(state: dict[str, Tensor], sample: Inputs) -> Tensor:
-        return sum((t.sin().sum() for t in one(state, sample)), torch.zeros(()))
+        return _height(one(state, sample))
 
-    assert_close(vmap(one, (None, 0))(state, inputs), wanted)
+    assert_close(vmap(one, (None, axes))(state, inputs), wanted)
     if not state:
         return  # no parameters, no gradients of theirs
-    found = vmap(grad(loss), (None, 0))(state, inputs)
-    samples = [each(inputs, lambda t, i=i: t[i]) for i in range(ODD.batch)]
-    for i, sample in enumerate(samples):
+    found = vmap(grad(loss), (None, axes))(state, inputs)
+    for i in range(ODD.batch):
         block.zero_grad()
-        loss(dict(block.named_parameters()), sample).backward()
+        _height(call(block, samples(block, inputs, slice(i, i + 1)))).backward()
         assert_close(
             {key: value[i] for key, value in found.items()},
             {key: value.grad for key, value in block.named_parameters()},
         )
+
+
+def _height(outputs: Any) -> Tensor:
+    return sum((t.sin().sum() for t in tensors(outputs)), torch.zeros(()))
 
 
 def _outputs(block: torch.nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:

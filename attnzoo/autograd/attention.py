@@ -1,0 +1,42 @@
+"""Softmax attention by torch's fused kernels: the backward pass keeps no (N, M) matrix.
+
+The kernels have no second derivative; `custom_gradient` takes that from the reference form. The
+backward pass runs the forward kernel once more, since its graph cannot be kept.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .._torch import is_exporting
+from ..ops import attention as reference
+from ..ops.precision import autocast_disabled
+from .custom_gradient import Pair, custom_gradient
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`ops.attention.attention`, in the dtype of its arguments, by a fused kernel where it can."""
+    with autocast_disabled(q):
+        if torch.compiler.is_compiling() and not is_exporting():
+            return scaled_dot_product_attention(q, k, v)  # compiled graphs are derived once
+        return _attention(q, k, v)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return scaled_dot_product_attention(q, k, v), ()
+
+
+def _backward(
+    needs: Sequence[bool], args: Sequence[Any], saved: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(need) for t, need in zip(args, needs, strict=True)]
+        y = scaled_dot_product_attention(*leaves)
+    found = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
+    return tuple(next(found) if need else None for need in needs)
+
+
+_attention = custom_gradient(reference.attention, Pair(_forward, _backward, min_numel=2**16))

@@ -154,9 +154,7 @@ def _check_filters(filters: Tensor, x: Tensor) -> None:
     if filters.device != x.device:
         raise ValueError(f"filters is on {filters.device}, x on {x.device}; move one")
     if filters.dtype != x.dtype:
-        raise TypeError(
-            f"filters is {filters.dtype}, x {x.dtype}; cast one: filters.to({x.dtype})"
-        )
+        raise TypeError(f"filters is {filters.dtype}, x {x.dtype}; cast one: filters.to({x.dtype})")
 
 
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:

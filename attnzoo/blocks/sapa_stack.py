@@ -29,9 +29,7 @@ class SAPAStack(nn.Module):
         dim: width of queries and keys.
     """
 
-    def __init__(
-        self, c: Width, *, guidance: Width = 3, kernel: Odd = 5, dim: Width = 64
-    ) -> None:
+    def __init__(self, c: Width, *, guidance: Width = 3, kernel: Odd = 5, dim: Width = 64) -> None:
         super().__init__()
         self.c, self.guidance = c, guidance
         self.up1 = SAPA(c, guidance=guidance, kernel=kernel, dim=dim)

@@ -231,14 +231,6 @@ def padding_mask(mask: Tensor | None, steps: Sequence[int], x: Tensor) -> Tensor
     return per_step(mask, steps, x, name="key_padding_mask")
 
 
-def listed(values: Sequence[Tensor], count: int, *, name: str) -> None:
-    """`values` is a list or tuple of `count` tensors."""
-    if not isinstance(values, (list, tuple)):
-        raise TypeError(f"{name} must be a list of {count} tensors, not {type(values).__name__}")
-    if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} tensors; the block was built for {count}")
-
-
 def same_shape(**tensors: Tensor) -> None:
     """All have the shape of the last: `check.same_shape(y=y, x=x)`."""
     name, like = list(tensors.items())[-1]

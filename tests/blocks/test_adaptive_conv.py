@@ -82,9 +82,7 @@ def arguments(k: int) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("k", [2, 3])
 def test_by_hand_equals_the_reference_form_to_second_order(name: str, k: int) -> None:
     function: Callable[..., Tensor] = getattr(windows, name)
-    args = [
-        a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments(k)[name]
-    ]
+    args = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments(k)[name]]
     assert args[0].numel() >= windows._MIN_NUMEL
     leaves = [a for a in args if isinstance(a, Tensor)]
 
@@ -103,9 +101,7 @@ def test_only_needed_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[str] = []
     for name in ("window_dots", "window_spread"):
         kept = getattr(windows, name)
-        monkeypatch.setattr(
-            windows, name, lambda *a, n=name, f=kept: (calls.append(n), f(*a))[1]
-        )
+        monkeypatch.setattr(windows, name, lambda *a, n=name, f=kept: (calls.append(n), f(*a))[1])
     x, filters = torch.randn(1, 64, 22, 22), torch.randn(1, 20, 20, 3, 3, requires_grad=True)
     adaptive_conv(x, filters).sum().backward()
     assert calls == ["window_dots"]

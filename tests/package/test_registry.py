@@ -67,9 +67,10 @@ def test_misspelt_keyword_shows_the_signature() -> None:
 @pytest.mark.parametrize("bad", [0, -3, 1.5, "64", None, True, float("nan"), [64]])
 def test_bad_channels_are_refused(bad: object) -> None:
     for name in attnzoo.names():
-        if "c" in registry.find(name).signature.parameters:
+        entry = registry.find(name)
+        if "c" in entry.signature.parameters:
             with pytest.raises((ValueError, TypeError), match=r"\bc="):
-                attnzoo.build(name, c=bad)
+                attnzoo.build(name, **{**entry.example, "c": bad})
 
 
 def test_values_are_held_to_their_annotations(scratch: None) -> None:
@@ -155,7 +156,7 @@ def test_registration_refuses_what_cannot_work(scratch: None) -> None:
     with pytest.raises(ValueError, match="layout='img' must be one of"):
         enter(layout="img")
     with pytest.raises(ValueError, match="needs inputs="):
-        enter(layout="pair")
+        enter(layout="features")
     with pytest.raises(ValueError, match="limits='flying' must be one of"):
         enter(limits={"flying": "no wings"})
     for key in ("input_size", "upstream", "known_variants", "limits", "inputs"):

@@ -27,7 +27,7 @@ def test_list_has_every_block(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == attnzoo.names()
-    assert run("list", "1709.01507", "--family", "channel") == 0
+    assert run("list", "selective", "--family", "channel") == 0
     assert "1 block;" in capsys.readouterr().out
 
 

@@ -70,8 +70,8 @@ def _advance(
     decay, states = (s[:, : u.shape[1]] for s in scratch[:2])
     torch.mul(dt.unsqueeze(2), rates, out=decay).exp_()
     torch.mul((dt * u).unsqueeze(2), b.unsqueeze(3), out=states)
-    for now, kept in zip(states.unbind(1), decay.unbind(1), strict=True):
-        state = now.addcmul_(kept, state)
+    for now, factor in zip(states.unbind(1), decay.unbind(1), strict=True):
+        state = now.addcmul_(factor, state)
     return decay, states
 
 
@@ -79,8 +79,8 @@ def _retreat(g: Tensor, decay: Tensor, later: Tensor) -> Tensor:
     """Adds to the gradient of each state what the later ones ask of it; returns the first's."""
     steps = list(zip(g.unbind(1), decay.unbind(1), strict=True))
     steps[-1][0].add_(later)
-    for (now, _), (after, kept) in zip(steps[-2::-1], steps[:0:-1], strict=True):
-        now.addcmul_(after, kept)
+    for (now, _), (after, factor) in zip(steps[-2::-1], steps[:0:-1], strict=True):
+        now.addcmul_(after, factor)
     return g[:, 0] * decay[:, 0]
 
 

@@ -25,7 +25,7 @@ def leaves_of(samples: int, steps: int, inner: int, state: int) -> list[Tensor]:
     return [v.requires_grad_() for v in values]
 
 
-@pytest.mark.parametrize("form", ["by hand", "plain"])
+@pytest.mark.parametrize("form", ["custom gradient", "reference"])
 def test_stiff_and_slow_decays_over_a_long_run(form: str) -> None:
     steps, rates = 1500, torch.tensor([1e-8, 1e-3, 1.0, 300.0], dtype=torch.float64)
     leaves = leaves_of(1, steps, 4, 4)
@@ -34,7 +34,7 @@ def test_stiff_and_slow_decays_over_a_long_run(form: str) -> None:
         sizes = torch.tensor([0.0, 1e-12, 1e-3, 0.1, 1.0, 30.0, 1e3], dtype=torch.float64)
         leaves[1].copy_(sizes[torch.randint(len(sizes), leaves[1].shape)])
     wanted = gradients(selective_recurrence, *leaves)
-    if form == "plain":
+    if form == "reference":
         with reference_forms():
             found = gradients(selective_scan, *leaves)
     else:

@@ -113,7 +113,7 @@ def test_mask_and_attention_equal_the_authors(path: object) -> None:
     assert_close(scores.softmax(-1), case.tensors["output.1"])
 
 
-@pytest.mark.parametrize("form", ["by hand", "plain"])
+@pytest.mark.parametrize("form", ["custom gradient", "reference"])
 @pyramids
 def test_attention_equals_masked_dense_attention(pyramid: Pyramid, form: str) -> None:
     nodes = sum(level_sizes(*pyramid[:2]))
@@ -125,7 +125,7 @@ def test_attention_equals_masked_dense_attention(pyramid: Pyramid, form: str) ->
         scores = torch.einsum("bihd,bjhd->bhij", q, k)
         weights = scores.masked_fill(mask[:asking], -1e9).softmax(-1)
         wanted = torch.einsum("bhij,bjhd->bihd", weights, v)
-        if form == "plain":
+        if form == "reference":
             with reference_forms():
                 found = pyramid_attention(q, k, v, None, pyramid)
         else:
@@ -139,7 +139,7 @@ def test_attention_equals_masked_dense_attention(pyramid: Pyramid, form: str) ->
 
 
 @pyramids
-def test_dropped_weights_are_the_same_by_hand(pyramid: Pyramid) -> None:
+def test_dropped_weights_are_those_of_the_reference_form(pyramid: Pyramid) -> None:
     nodes = sum(level_sizes(*pyramid[:2]))
     q, k, v = (torch.randn(2, nodes, 3, 5, dtype=torch.float64) for _ in range(3))
     leaves = [t.requires_grad_() for t in (q, k, v)]
@@ -169,7 +169,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("form", ["by hand", "plain"])
+@pytest.mark.parametrize("form", ["custom gradient", "reference"])
 def test_no_tensor_grows_with_the_square_of_the_steps(form: str) -> None:
     block = attnzoo.build("pyraformer", c=8, heads=1, d_k=2, d_v=2, output="pyramid")
     largest = []
@@ -177,7 +177,7 @@ def test_no_tensor_grows_with_the_square_of_the_steps(form: str) -> None:
         x = torch.randn(1, steps, 8, requires_grad=True)
         block(x)  # the tables are made once
         with Largest() as seen:
-            if form == "plain":
+            if form == "reference":
                 with reference_forms():
                     block(x).sum().backward()
             else:

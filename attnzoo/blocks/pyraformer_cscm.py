@@ -66,7 +66,7 @@ class CSCM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check.sequence(x, self.c, self.norm.weight)
         sizes = level_sizes(x.shape[-2], self.windows)
-        series = fold(x)  # N T C
+        series = fold(x).to(self.norm.weight.dtype)  # N T C
         if self.kind in ("max", "avg"):
             coarse = self._pooled(series)  # N S-T C
         else:

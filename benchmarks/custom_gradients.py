@@ -92,7 +92,7 @@ def joined() -> dict[str, Callable[..., Any]]:
     found: dict[int, tuple[str, Callable[..., Any]]] = {}
     for module in modules():
         for name, value in vars(module).items():
-            if isinstance(getattr(value, "pair", None), Pair):
+            if callable(value) and isinstance(getattr(value, "pair", None), Pair):
                 file = module.__name__.rpartition(".")[2]
                 found.setdefault(id(value), (file if name == file else f"{file}.{name}", value))
     return dict(found.values())

@@ -3,7 +3,6 @@
 The reference form, ordinary torch, is the specification. `custom_gradient` joins the two.
 """
 
-from .custom_gradient import CustomGradient as CustomGradient
 from .custom_gradient import Pair as Pair
 from .custom_gradient import custom_gradient as custom_gradient
 from .custom_gradient import needs_reference_form as needs_reference_form

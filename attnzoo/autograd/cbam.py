@@ -13,7 +13,7 @@ from ..ops import maximum
 from ..ops.chunks import chunks
 from .custom_gradient import Pair
 
-MIN_NUMEL = 2**16
+MIN_NUMEL = 2**17
 
 
 def _pool(x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -24,4 +24,4 @@ def _scale_backward(
     return dx, d_rows, d_columns
 
 
-pair = Pair(_scale, _scale_backward)
+pair = Pair(_scale, _scale_backward, min_numel=2**17)

@@ -68,11 +68,6 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
     return cast(Callable[_P, _R], function)
 
 
-def CustomGradient(plain: Any, forward: Any, backward: Any, least: int = 0) -> Any:
-    """The same from its parts."""
-    return custom_gradient(plain, Pair(forward, backward, least))
-
-
 @contextlib.contextmanager
 def reference_forms() -> Iterator[None]:
     """Within it, this thread computes every reference form: for exporters and tests."""

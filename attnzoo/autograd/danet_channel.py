@@ -33,4 +33,4 @@ def _channel_attention_backward(
     return dx, mean.sum().to(x.dtype).expand(1)
 
 
-pair = Pair(_channel_attention, _channel_attention_backward)
+pair = Pair(_channel_attention, _channel_attention_backward, min_numel=2**16)

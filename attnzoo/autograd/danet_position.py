@@ -49,4 +49,4 @@ def _position_attention_backward(
     return *(d.mul_(gamma).to(v.dtype) for d in (dq, dk, dv)), d_gamma  # gamma times whole sums
 
 
-pair = Pair(_position_attention, _position_attention_backward)
+pair = Pair(_position_attention, _position_attention_backward, min_numel=2**12)

@@ -13,6 +13,8 @@ from ..ops import maximum
 from ..ops.chunks import chunks
 from .custom_gradient import Pair
 
+MIN_NUMEL = 2**17
+
 
 def _axes(spatial: bool) -> tuple[int, ...]:
     """The axes pooled away for cw, hc and hw."""
@@ -85,5 +87,5 @@ def _sum(terms: list[Tensor], part: slice, buffer: Tensor) -> Tensor:
     return total if len(terms) == 2 else total.add_(terms[2][part])
 
 
-pool = Pair(_pool, _pool_backward)
-scale = Pair(_scale, _scale_backward)
+pool = Pair(_pool, _pool_backward, MIN_NUMEL)
+scale = Pair(_scale, _scale_backward, MIN_NUMEL)

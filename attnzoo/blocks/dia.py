@@ -29,12 +29,19 @@ from ..validation import check, types
 from ..validation.types import Width
 
 
+def pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C, H, W) itself, and its mean and maximum over the channels: (B, 1, H, W)."""
+    maximum = x.max(1, keepdim=True).values  # not amax: the first of equal ones has the gradient
+    return x, x.mean(1, keepdim=True), maximum
+
+
 def gate(x: Tensor, mask: Tensor) -> Tensor:
     """The ReLU of x (B, C, H, W) times its mask (B, 1, H, W), whose values are positive."""
     return (x * mask).relu()
 
 
-gate = custom_gradient(gate, dia.pair)
+pool = custom_gradient(pool, dia.pool)
+gate = custom_gradient(gate, dia.gate)
 
 
 class DIA(nn.Module):
@@ -74,8 +81,8 @@ class DIA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.conv.weight)
-        a = self.downavg(x.mean(1, keepdim=True))  # B 1 ceil(H/2) ceil(W/2)
-        b = self.downmax(x.max(1, keepdim=True).values)  # amax would share a tie's gradient
+        x, average, maximum = pool(x)
+        a, b = self.downavg(average), self.downmax(maximum)  # B 1 ceil(H/2) ceil(W/2)
         z = [b, a]
         if self.modulated:
             of_a = self.d_conv(_scale_gradient(a, self.scales[0])).sigmoid()

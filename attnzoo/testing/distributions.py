@@ -1,6 +1,9 @@
 """Whether initial parameters look drawn from the distribution that the authors' code names."""
 
-from torch import Tensor
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
 
 
 def assert_normal(weight: Tensor, std: float) -> None:
@@ -17,3 +20,20 @@ def assert_uniform(weight: Tensor, bound: float) -> None:
     assert bound * (1 - 10 / count) < weight.abs().max().item() <= bound * (1 + 1e-6)
     assert abs(weight.mean().item()) < 4 * bound / (3 * count) ** 0.5
     assert abs(weight.square().mean().item() / bound**2 - 1 / 3) < 4 * (4 / 45 / count) ** 0.5
+
+
+def assert_default(blocks: Sequence[nn.Module], but: Collection[str] = ()) -> None:
+    """Every layer of blocks built alike is as torch initializes it, but for the named parameters.
+
+    Linear layers and convolutions are even over one over the square root of a unit's inputs; norms
+    have weights of one and biases of zero. Small layers need several blocks to show anything.
+    """
+    for key in {key for key, _ in blocks[0].named_parameters()} - set(but):
+        name, _, kind = key.rpartition(".")
+        layer = blocks[0].get_submodule(name)
+        values = torch.cat([b.get_parameter(key).detach().flatten() for b in blocks])
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            assert_uniform(values, layer.weight[0].numel() ** -0.5)
+        else:
+            assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)), f"{key} of {layer}"
+            assert (values == (kind == "weight")).all()

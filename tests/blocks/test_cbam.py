@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.distributions import assert_default
 
 from contract import assert_steps_equal, made, step
 from formulas import max_mean_gate
@@ -55,7 +56,7 @@ def test_equals_the_authors_formulas(
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
 def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
-    _, block, inputs = made("cbam", attnzoo.InputSize(height=57, width=40), torch.float64, c=16)
+    _, block, inputs = made("cbam", attnzoo.InputSize(height=57, width=80), torch.float64, c=16)
     x = inputs["x"].round().relu()  # many ties, whole channels and pixels of zeros among them
     x[:, 3], x[:, :, 2] = 0, 0
     wanted = step(block, {"x": x}, lambda leaves: authors(block, leaves["x"]))
@@ -92,3 +93,34 @@ def test_refusals() -> None:
     assert block.eval()(torch.randn(1, 32, 1, 1)).isfinite().all()
     with pytest.raises(ValueError, match="built for c=32"):
         block(torch.randn(1, 16, 4, 4))
+
+
+def test_a_pooling_that_is_named_twice_counts_twice() -> None:
+    extent = attnzoo.InputSize(batch=3, height=5, width=6)
+    config = {"c": 16, "pool_types": ["max", "avg", "max"]}
+    _, block, inputs = made("cbam", extent, torch.float64, True, **config)
+    assert_steps_equal(block, inputs, lambda leaves: authors(block, leaves["x"]))
+
+
+def test_the_log_sum_exp_of_large_values() -> None:
+    config = {"c": 16, "pool_types": ["lse"], "spatial": False}
+    _, block, inputs = made("cbam", attnzoo.InputSize(height=5, width=6), torch.float64, **config)
+    x = inputs["x"] + 1000  # whose exponential no dtype has
+    top = x.flatten(2).max(2, keepdim=True).values
+    lse = (x.flatten(2) - top).exp().sum(2).log() + top.squeeze(2)
+    gate = block.fc2(block.fc1(lse).relu()).sigmoid()
+    assert_close(block(x), x * gate[:, :, None, None])
+
+
+def test_layers_start_as_torchs_own() -> None:
+    assert_default([attnzoo.build("cbam", 64, reduction=4) for _ in range(8)])
+    assert attnzoo.build("cbam", 64).spatial.bn.momentum == 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "macs"),
+    [({}, 2 * 148 + 2 * 49 * 143), ({"spatial": False, "pool_types": ["lp"]}, 148)],
+)
+def test_multiply_adds(config: dict[str, Any], macs: int) -> None:
+    block = attnzoo.build("cbam", 37, **config)
+    assert block.macs(attnzoo.InputSize(3, 2, 13, 11)) == macs

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.distributions import assert_default
 
 from tolerances import assert_close
 
@@ -112,3 +113,13 @@ def test_strip_sums_do_not_overflow_in_half_precision() -> None:
     block = attnzoo.build("coordatt", c=8).half().eval()
     x = torch.full((1, 8, 40, 40), 6e3, dtype=torch.float16)
     assert block(x).isfinite().all()
+
+
+def test_layers_start_as_torchs_own() -> None:
+    assert_default([attnzoo.build("coordatt", 64) for _ in range(8)])
+
+
+@pytest.mark.parametrize(("c_out", "macs"), [(None, 24 * 9 * 74), (1, 24 * 9 * 38)])
+def test_multiply_adds(c_out: int | None, macs: int) -> None:
+    block = attnzoo.build("coordatt", 37, reduction=4, c_out=c_out)
+    assert block.macs(attnzoo.InputSize(3, 2, 13, 11)) == macs

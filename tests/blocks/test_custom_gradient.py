@@ -172,7 +172,7 @@ def test_few_numbers_take_the_reference_form() -> None:
 @pytest.mark.parametrize("name", ["cbam", "triplet"])
 def test_second_derivatives_of_a_block_equal_its_reference_forms(name: str) -> None:
     """At a size that takes the hand-written pass."""
-    _, block, inputs = made(name, attnzoo.InputSize(height=28, width=28), torch.float64, True)
+    _, block, inputs = made(name, attnzoo.InputSize(height=40, width=30), torch.float64, True)
     x = inputs["x"].requires_grad_()
 
     def second() -> tuple[Tensor, ...]:

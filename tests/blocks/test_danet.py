@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.registry import find
+from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.inputs import make_inputs
 from attnzoo.testing.work import work
 
@@ -149,3 +150,10 @@ def test_one_value_a_channel_has_no_variance() -> None:
     with pytest.raises(ValueError, match="no variance"):
         block(torch.ones(1, 72, 1, 1))
     assert block.eval()(torch.ones(1, 72, 1, 1)).shape == (1, 18, 1, 1)
+
+
+def test_layers_start_as_torchs_own_and_gammas_at_zero() -> None:
+    blocks = [attnzoo.build("danet", **HEAD) for _ in range(4)]
+    assert_default(blocks, but=["sa.gamma", "sc.gamma"])
+    assert not blocks[0].sa.gamma.any()
+    assert not blocks[0].sc.gamma.any()

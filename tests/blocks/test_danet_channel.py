@@ -57,3 +57,8 @@ def test_a_fresh_block_is_the_identity() -> None:
 def test_no_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="c=0 must be at least 1"):
         attnzoo.build("danet_channel", c=0)
+
+
+def test_multiply_adds() -> None:
+    block = attnzoo.build("danet_channel", 37)
+    assert block.macs(attnzoo.InputSize(3, 2, 13, 11)) == 2 * 37**2 * 143

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.registry import find
+from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import work
 
 from contract import ODD, made, randomize_parameters, step
@@ -239,3 +240,8 @@ def test_initial_gates_do_not_look_at_the_image() -> None:
     assert not block.d_conv.weight.any()
     assert not block.d_conv1.weight.any()
     assert block.d_conv.bias.abs() <= 1 / 3
+
+
+def test_other_layers_start_as_torchs_own() -> None:
+    blocks = [attnzoo.build("dia", 4) for _ in range(60)]
+    assert_default(blocks, but=["d_conv.weight", "d_conv1.weight"])

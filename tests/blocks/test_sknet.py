@@ -7,6 +7,7 @@ import torch
 from timm.layers import SelectiveKernel
 
 import attnzoo
+from attnzoo.testing.distributions import assert_default
 
 from tolerances import assert_close
 
@@ -98,3 +99,25 @@ def test_pooled_sums_do_not_overflow_in_half_precision() -> None:
     block = attnzoo.build("sknet", c=32).half().eval()
     x = torch.full((1, 32, 64, 64), 3e3, dtype=torch.float16)
     assert block(x).isfinite().all()
+
+
+def test_layers_start_as_torchs_own() -> None:
+    assert_default([attnzoo.build("sknet", 64, branches=3) for _ in range(2)])
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_output_lies_in_memory_as_the_input(layout: torch.memory_format, train: bool) -> None:
+    block = attnzoo.build("sknet", c=32).train(train)
+    x = torch.randn(2, 32, 6, 5).contiguous(memory_format=layout).requires_grad_()
+    y = block(x)
+    assert y.is_contiguous(memory_format=layout)
+    with torch.no_grad():
+        assert block(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("stride", "pixels"), [(1, 143), (2, 7 * 6), (3, 5 * 4)])
+def test_multiply_adds(stride: int, pixels: int) -> None:
+    block = attnzoo.build("sknet", 36, groups=4, branches=3, reduction=2, min_dim=5, stride=stride)
+    macs = 3 * 9 * 36 * 9 * pixels + 36 * 18 * (1 + 3)
+    assert block.macs(attnzoo.InputSize(3, 2, 13, 11)) == macs

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import saved_bytes
 
 from contract import assert_steps_equal, made, step
@@ -42,7 +43,7 @@ def test_equals_the_authors_formulas(
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
 def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
-    _, block, inputs = made("triplet", dtype=torch.float64)
+    _, block, inputs = made("triplet", attnzoo.InputSize(height=57, width=80), torch.float64, c=16)
     x = inputs["x"].round().relu()  # many ties, whole rows, columns and pixels of zeros among them
     x[:, 3], x[:, :, 2], x[..., 4] = 0, 0, 0
     wanted = step(block, {"x": x}, lambda leaves: authors(block, leaves["x"]))
@@ -123,3 +124,15 @@ def test_refusals() -> None:
     assert attnzoo.build("triplet", c=8, spatial=False)(torch.randn(1, 8, 1, 1)).isfinite().all()
     with pytest.raises(ValueError, match="layout 'image' is"):
         block(torch.randn(8, 4, 4))
+
+
+def test_layers_start_as_torchs_own() -> None:
+    blocks = [attnzoo.build("triplet", 8) for _ in range(8)]
+    assert_default(blocks)
+    assert all(gate.bn.momentum == 0.01 for gate in blocks[0].children())
+
+
+@pytest.mark.parametrize(("spatial", "plane"), [(True, 143), (False, 0)])
+def test_multiply_adds(spatial: bool, plane: int) -> None:
+    block = attnzoo.build("triplet", 37, kernel_size=5, spatial=spatial)
+    assert block.macs(attnzoo.InputSize(3, 2, 13, 11)) == 50 * (37 * 11 + 37 * 13 + plane)

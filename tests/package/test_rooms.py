@@ -35,8 +35,6 @@ ROOMS = [
     "validation",
     "_torch",
 ]
-# Of other people's making on other branches; each line goes with the file's own change.
-TRANSITIONAL = {"bench/roofline.py", "testing/rounding.py", "testing/gradcheck.py"}
 
 FILES = {path.relative_to(PACKAGE): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
@@ -104,8 +102,6 @@ def test_imports_run_one_way(file: Path) -> None:
         for other in [room_of(existing(name))]
         if ROOMS.index(other) < ROOMS.index(own) and name != "attnzoo.__version__"
     ]
-    if str(file) in TRANSITIONAL:
-        return
     assert not wrong, "\n".join(wrong)
 
 
@@ -165,8 +161,6 @@ def private_symbols(tree: ast.Module) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("file", [f for f in FILES if f.name != "_torch.py"], ids=str)
 def test_private_symbols_of_torch_stay_in_one_file(file: Path) -> None:
     found = [f"{file}:{line} {name}" for name, line in private_symbols(TREES[file])]
-    if str(file) in TRANSITIONAL:
-        return
     assert not found, "attnzoo/_torch.py is their place: " + ", ".join(found)
 
 

@@ -127,6 +127,17 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return original
 
 
+def cuda_spin(cycles: int) -> None:
+    """Keep the current stream of the device busy; where torch cannot, by products."""
+    sleep = getattr(torch.cuda, "_sleep", None)
+    if sleep is not None:
+        sleep(cycles)
+        return
+    square = torch.ones(2048, 2048, device="cuda")
+    for _ in range(1 + cycles // 10**6):
+        square @ square
+
+
 def out_arguments(operator: Any) -> frozenset[str]:
     """Names of the arguments that an operator writes its results to, such as `out`."""
     arguments = getattr(getattr(operator, "_schema", None), "arguments", ())

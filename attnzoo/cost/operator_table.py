@@ -39,6 +39,23 @@ def _batch_norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
     return x.numel() * (statistics + sum(isinstance(a, Tensor) for a in args[:2]))
 
 
+def _norm_backward(out: Any, *args: Any, **kwargs: Any) -> int:
+    """Ten for the input's gradient; two for the weight's, one for the bias's where asked for."""
+    wanted = next(a for a in reversed(args) if isinstance(a, list) and len(a) == 3)
+    return int(args[0].numel()) * (10 * wanted[0] + 2 * wanted[1] + wanted[2])
+
+
+def _pool_backward(axes: int) -> Callable[..., int]:
+    """One for each element of each window, as in the forward pass."""
+    return lambda out, grad, x, sides, *_, **__: (
+        grad.numel() * math.prod(sides) ** (axes if len(sides) == 1 else 1)
+    )
+
+
+def _adaptive_pool_backward(out: Any, grad: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
+    return _adaptive_pool(out, x, list(grad.shape[-(grad.ndim - 2) :]))
+
+
 def _pool(axes: int) -> Callable[..., int]:
     """One for each element of each window; a single side is that of every axis."""
     return lambda out, x, sides, *_, **__: (
@@ -73,6 +90,7 @@ FREE = _names("""
     linspace lift lift_fresh lift_fresh_copy resize set
 
     clone copy _to_copy cat stack unsafe_split unsafe_split_with_sizes constant_pad_nd
+    slice_backward select_backward unfold_backward diagonal_backward
     reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d repeat repeat_interleave flip roll pixel_shuffle pixel_unshuffle
     channel_shuffle im2col _unsafe_view _reshape_copy tril triu as_strided_scatter select_scatter
@@ -88,7 +106,10 @@ FREE = _names("""
 # Pointwise all the same.
 UNTAGGED = _names("""
     floor_divide hardswish glu _prelu_kernel masked_fill bernoulli rand randn rand_like randn_like
-    randint normal uniform native_dropout
+    randint normal uniform native_dropout native_dropout_backward hardswish_backward glu_backward
+    threshold_backward softplus_backward elu_backward leaky_relu_backward hardtanh_backward
+    hardsigmoid_backward log_sigmoid_backward silu_backward mish_backward gelu_backward
+    sigmoid_backward tanh_backward _prelu_kernel_backward
 """)
 
 
@@ -111,7 +132,7 @@ PRODUCTS: Mapping[str, Callable[..., int]] = {
     "_addmm_activation": lambda bias, a, b, **_: int(a.numel() * b.shape[1]),
 }
 
-# Elementwise operations, by the result and the arguments.
+# Elementwise operations, by the result and the arguments; of gradients, by the gradient given.
 SEVERAL: Mapping[str, Callable[..., int]] = {
     name: weigh
     for names, weigh in (
@@ -142,6 +163,24 @@ SEVERAL: Mapping[str, Callable[..., int]] = {
         ("index_put", lambda out, x, at, values, add=False: values.numel() if add else 0),
         ("col2im", _per_input(1)),
         ("_cdist_forward", lambda out, a, *_: 3 * out.numel() * a.shape[-1]),
+        # product, sum, product, difference
+        ("_softmax_backward_data _log_softmax_backward_data", _per_input(4)),
+        ("native_layer_norm_backward native_group_norm_backward", _norm_backward),
+        ("native_batch_norm_backward cudnn_batch_norm_backward", _norm_backward),
+        ("batch_norm_backward", _norm_backward),
+        ("_fused_rms_norm_backward", _per_input(9)),
+        ("avg_pool2d_backward max_pool2d_with_indices_backward", _pool_backward(2)),
+        ("avg_pool3d_backward max_pool3d_with_indices_backward", _pool_backward(3)),
+        ("_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward", _adaptive_pool_backward),
+        ("adaptive_max_pool2d_backward adaptive_max_pool3d_backward", _per_input(1)),
+        ("reflection_pad1d_backward reflection_pad2d_backward", _per_input(1)),
+        ("replication_pad1d_backward replication_pad2d_backward", _per_input(1)),
+        ("upsample_nearest1d_backward upsample_nearest2d_backward", _per_input(1)),
+        ("upsample_linear1d_backward", _per_input(3)),
+        ("upsample_bilinear2d_backward", _per_input(7)),
+        ("upsample_bicubic2d_backward", _per_input(31)),
+        ("grid_sampler_2d_backward", _per_input(14)),
+        ("embedding_dense_backward", _per_input(1)),
         ("sort topk median nanmedian kthvalue mode", _sort),
         ("_fft_r2c _fft_c2r _fft_c2c", _fft),
     )

@@ -77,6 +77,8 @@ def formula(operator: Any) -> Formula | None:
     name = name_of(operator)
     space, _, base = name.partition("::")
     packet = _torch.overload_packet(operator)
+    if base and not base.startswith("_"):  # an operator in place has the other form's formula
+        packet = getattr(getattr(torch.ops, space, None), base, packet)
     if packet not in flop_registry and base.endswith("_for_cpu"):  # torch 2.6 lacks attention's
         packet = getattr(getattr(torch.ops, space), base.removesuffix("_for_cpu"), packet)
     if name in _registered:

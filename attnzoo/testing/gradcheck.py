@@ -1,12 +1,12 @@
 """Gradients against the slopes of the outputs: what to ask where nothing else is known."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..bench.passes import derived
 from ..registry import Inputs
 from .inputs import arguments, leaves, tensors
 
@@ -52,6 +52,14 @@ def errors(block: nn.Module, inputs: Inputs, grads: list[Tensor]) -> Iterator[tu
         rise = (height(part, way, reach) - height(part, way, -reach)) / (2 * reach)
         size = max(float(slope.norm()), 1e-3 * largest, STEP)
         yield name, abs(rise - float((slope * way).sum())) / size
+
+
+def derived(output: Any, wanted: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients of the wanted leaves; None where one does not act on the output."""
+    results = [t for t in tensors(output) if t.requires_grad]
+    if not results:
+        return (None,) * len(wanted)
+    return torch.autograd.grad(results, wanted, grads, allow_unused=True)
 
 
 def _unit(tensor: Tensor) -> Tensor:

@@ -56,11 +56,16 @@ def batch_axis(block: nn.Module, key: str) -> int:
 
 
 def randomize_parameters(block: nn.Module) -> None:
-    """Move every parameter off its initial value: nothing shows behind a gate of zero."""
+    """Move every parameter off its initial value: nothing shows behind a gate of zero.
+
+    By a tenth, and by less where many products are summed: sums that grow with the width would
+    saturate a softmax, and the denormal numbers behind it are a hundred times as slow.
+    """
     generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
         for parameter in block.parameters():
-            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            summed = parameter[0].numel() if parameter.ndim > 1 and len(parameter) else 1
+            noise = min(0.1, summed**-0.5) * torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise.to(parameter))
 
 

@@ -1,26 +1,33 @@
-"""How far rounding alone moves a result: the plain form in float64, roughened step by step."""
+"""How far rounding alone moves a result: float64 arithmetic, rounded at random step by step."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from .._torch import TorchDispatchMode, tree_map_only
 from .inputs import tensors
 
+SLACK = {  # times a dtype's precision: sums of many terms are less precise than their results
+    torch.float16: 4.0,
+    torch.bfloat16: 4.0,
+    torch.float32: 32.0,
+    torch.float64: 32.0,
+}
 
-class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it every operator's new float64 results are off at random, as if rounded to `dtype`.
 
     Where terms cancel, before a normalization say, a gradient keeps few of a dtype's digits or
-    none, whoever computes it. This tells which, without running the block in that dtype.
+    none, whoever computes it; and a unit at the kink of its activation falls to either side. This
+    shows both, without running the block in that dtype.
     """
 
-    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int, slack: float = 1.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.eps = torch.finfo(dtype).eps
+        self.eps = slack * torch.finfo(dtype).eps
         self.tiny = torch.finfo(dtype).tiny  # below it numbers are as far apart as there
         self.generator = torch.Generator("cpu").manual_seed(seed)
 

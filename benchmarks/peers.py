@@ -3,17 +3,15 @@
     python benchmarks/peers.py --blocks se,cbam --upstream ~/checkouts --out results
 
 Both sides get the same inputs and, where the weights can be copied, the same weights; samples
-alternate (ours, theirs, theirs, ours), so a machine that slows down slows both. A ratio is their
-time over ours, of one pair of neighboring samples: above 1, we are faster.
+alternate as `attnzoo compare` takes them, so a machine that slows down slows both. A ratio is the
+least of their times over the least of ours: above 1, we are faster.
 """
 
 import argparse
 import json
 import math
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.bench.compare.interleave import interleave
+from attnzoo.bench.timing import sample
 from attnzoo.registry import Entry, Inputs, find
 from attnzoo.testing.inputs import call, leaves, make_inputs, tensors
 
@@ -29,8 +29,7 @@ from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
 Call = Callable[[Inputs], Any]
 Pair = tuple[Any, Any]
 
-LEAST_PAIRS = 30
-SAMPLE = 2e-4  # seconds that one sample lasts at least; a longer one is interrupted more often
+TIE = 0.03  # least times that are this close are no different
 COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", "theirs / ours")
 
 
@@ -109,8 +108,8 @@ def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "attnzoo": attnzoo.__version__,
         "outputs": found.outputs,
-        "forward": compared(*_forwards(*both), options.device, options.min_time),
-        "training": compared(*_trainings(*both), options.device, options.min_time),
+        "forward": compared(*_forwards(*both), options.device),
+        "training": compared(*_trainings(*both), options.device),
     }
 
 
@@ -197,56 +196,41 @@ def _trainings(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[
         yield step
 
 
-def compared(
-    ours: Callable[[], Any], theirs: Callable[[], Any], device: str, min_time: float
-) -> dict[str, Any]:
-    """Both medians in ms, and the median ratio with its 95 % interval, of alternating samples."""
-    calls = [_calls(step, device) for step in (ours, theirs)]
-    steps = ((ours, calls[0]), (theirs, calls[1]))
-    pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + min_time
-    while len(pairs) < LEAST_PAIRS or time.perf_counter() < end:
-        turn = (0, 1) if len(pairs) % 2 == 0 else (1, 0)
-        found = {i: _seconds(*steps[i], device) for i in turn}
-        pairs.append((found[0], found[1]))
-    ratio, low, high = interval([b / a for a, b in pairs])
+def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) -> dict[str, Any]:
+    """Both least times in ms and their ratio, of alternating samples; and the null's ratio."""
+    steps = {
+        "a": _settled(ours, device),
+        "null": _settled(ours, device),
+        "b": _settled(theirs, device),
+    }
+    calls = min(sample.calls_per_sample(step) for step in steps.values())
+
+    def burst(step: Callable[[], Any]) -> Callable[[int], list[float]]:
+        return lambda count: sample.times(sample.burst(step, calls, 0.0, count))
+
+    timing = interleave({name: burst(step) for name, step in steps.items()}, TIE)
     return {
-        "ours_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "theirs_ms": 1e3 * statistics.median(b for _, b in pairs),
-        "ratio": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-        "pairs": len(pairs),
+        "ours_ms": 1e3 * timing.a,
+        "theirs_ms": 1e3 * timing.b,
+        "ratio": timing.ratio,
+        "null": timing.drift,
+        "tie": timing.verdict(TIE) == "same",
+        "samples": timing.samples,
     }
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """The median, and the 95 % interval of the median that follows from the values' order alone."""
-    ordered = sorted(values)
-    n = len(ordered)
-    reach = 0.98 * math.sqrt(n)
-    low, high = math.floor((n - 1) / 2 - reach), math.ceil((n - 1) / 2 + reach)
-    return statistics.median(ordered), ordered[max(low, 0)], ordered[min(high, n - 1)]
-
-
-def _calls(step: Callable[[], Any], device: str) -> int:
-    """How many calls make one sample long enough to be timed."""
+def _settled(step: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """The step, warm, that ends when the device has done its work."""
     for _ in range(3):
         step()
-    return max(1, math.ceil(SAMPLE / _seconds(step, 3, device)))
+    if torch.device(device).type != "cuda":
+        return step
 
-
-def _seconds(step: Callable[[], Any], calls: int, device: str) -> float:
-    """Seconds of one call, of several in a row."""
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
+    def both() -> None:
         step()
-    if cuda:
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / calls
+
+    return both
 
 
 def markdown(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -269,8 +253,9 @@ def _heading(options: argparse.Namespace) -> str:
         f"{options.device}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"attnzoo {attnzoo.__version__}. Outputs: `equal` where outputs and input gradients agree "
         "with the same weights; a peer that differs is fast or slow at other arithmetic; `not "
-        "comparable` where its weights do not fit. The ratio is the median over pairs of "
-        "neighboring samples (95 % interval of the median); `tie` where the interval holds 1."
+        "comparable` where its weights do not fit. Samples of both sides alternate; times are the "
+        "least of each, null is that of a second run of ours over ours, `tie` where the ratio is "
+        "within 3 % or within the null."
     )
 
 
@@ -280,8 +265,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _ratio(timed: dict[str, Any]) -> str:
-    tie = " tie" * (timed["ratio_low"] <= 1 <= timed["ratio_high"])
-    return f"{timed['ratio']:.2f} ({timed['ratio_low']:.2f} to {timed['ratio_high']:.2f}){tie}"
+    return f"{timed['ratio']:.2f} (null {timed['null']:.2f}){' tie' * timed['tie']}"
 
 
 def _shapes(row: dict[str, Any]) -> str:
@@ -303,9 +287,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--c", type=int, help="channels; default: each block's example")
     parser.add_argument("--size", type=int, help="image side, or time steps")
-    parser.add_argument(
-        "--min-time", type=float, default=0.5, help="seconds for each pass of a row (%(default)s)"
-    )
     return parser
 
 

@@ -1,63 +1,39 @@
-"""The harness behind `attnzoo bench` and `attnzoo.measure`; its parts load when they run."""
+"""The harness behind `attnzoo bench`, `attnzoo compare` and `attnzoo.measure`; loads when it runs.
+
+job (what is to be measured) -> run (built, checked, counted, timed) -> row -> store -> report/.
+timing/ is the clock and the roofs; compare/ puts two checkouts, or two result files, side by side.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .row import Mode, Row
+    from .row import Row
+    from .settings import Settings
 
 
-def measure(
-    name: str,
-    *args: Any,
-    device: str = "cpu",
-    dtype: str = "float32",
-    autocast: bool = False,
-    channels_last: bool = False,
-    mode: "Mode" = "eager",
-    threads: int | None = None,
-    cold: bool = False,
-    batch: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    steps: int | None = None,
-    min_time: float = 0.2,
-    **config: Any,
-) -> "Row":
+def measure(name: str, *args: Any, settings: "Settings | None" = None, **keywords: Any) -> "Row":
     """Check and measure one block: one row of the benchmark.
+
+        attnzoo.measure("cbam", c=64, size=56, dtype="bfloat16")
 
     Args:
         name: a name of `attnzoo.names()`.
         *args: the channels `c`, by position.
-        device: `"cpu"`, `"cuda"` or another torch device.
-        dtype: `"float64"`, `"float32"`, `"bfloat16"` or `"float16"`, of parameters and inputs.
-        autocast: keep parameters and inputs in float32 and run under `torch.autocast` to `dtype`,
-            bfloat16 or float16.
-        channels_last: weights and images in that memory format; image blocks alone.
-        mode: `"eager"`, `"compiled"` (torch.compile for this very size; its time stands apart in
-            `compile_seconds`) or, on CUDA, `"cudagraph"` (replay of a captured graph).
-        threads: of the CPU's operators; default: torch's.
-        cold: on CUDA, latencies with the L2 cache flushed too.
-        batch, size, steps: batch size; image side or (height, width); number of time steps (for
-            a sequence, `size` too). Default: the entry's example.
-        min_time: seconds spent on each timing.
-        **config: the block's keywords; with none, the entry's example config.
+        settings: of the harness, as a whole; needed only for an option that the block has too.
+        **keywords: the block's own, and every other the harness's: device, dtype, autocast,
+            channels_last, mode, threads, cold, batch, size, steps, min_time, as
+            `attnzoo.bench.settings.Settings` explains them. With none of the block's, its example.
 
     Raises:
         ValueError, TypeError: as `build`, or a device, dtype or mode that does not exist here.
         WrongResultError: the block's numbers are wrong on this device, in this dtype and mode.
     """
-    from .run import Settings, measured
+    from ..registry import find
+    from . import job, run
+    from .settings import split
 
-    settings = Settings(
-        device=device,
-        dtype=dtype,
-        autocast=autocast,
-        channels_last=channels_last,
-        mode=mode,
-        threads=threads,
-        cold=cold,
-        batch=batch,
-        size=size,
-        steps=steps,
-        min_time=min_time,
-    )
-    return measured(name, args, config, settings)
+    entry = find(name)
+    config, chosen = split(entry, keywords, settings)
+    if config or args:
+        return run.row(job.configured_job(name, args, config, chosen))
+    return run.row(job.example_job(name, {}, chosen))

@@ -1,6 +1,8 @@
-"""Is it right here? No time is printed for a block that is not."""
+"""Correctness before time: a block gets a time only after its results match the reference."""
 
 import copy
+import gc
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,17 +15,13 @@ from ..reference.cases import verify
 from ..registry import Entry, build
 from ..testing import gradcheck
 from ..testing.inputs import arguments, leaves, tensors
-from ..testing.rounding import Rounded
-from .passes import Bound, derived
+from ..testing.rounding import SLACK, StochasticRounding
+from .passes import Bound
 from .settings import Settings
 
-DRAWS = 32  # of random roundings at most: a unit near its kink turns over in few of them
-EXCUSE = {  # times as far as those move the plain form, a right block may be off
-    torch.float16: 4,
-    torch.bfloat16: 4,
-    torch.float32: 32,  # where sums are no more precise than their results
-    torch.float64: 32,
-}
+DRAWS = 32  # of random roundings at most
+MARGIN = 2  # times as far as those move the reference form, a right block may be off
+CALLS = 4  # of a training step, while memory is watched
 Results = dict[str, dict[str, Tensor | None]]  # by kind, then by name
 
 
@@ -31,21 +29,22 @@ class WrongResultError(RuntimeError):
     """A block's numbers are wrong on this device and dtype; it gets no time."""
 
 
-class Checked(NamedTuple):
-    """The largest relative error that was seen, and what it was held to."""
+class Check(NamedTuple):
+    """The largest relative error that was seen, what it was held to, and the reference form."""
 
     error: float
     limit: float
+    twin: nn.Module
 
 
-def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings) -> Checked:
-    """Hold the passes that are to be timed to the block's plain form in float64 on the CPU.
+def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings) -> Check:
+    """Compare the passes that are to be timed with the block's reference form in float64.
 
     First the block's reference vectors are run again. Then the inference pass's outputs and the
     training step's outputs, gradients and buffers are compared, each tensor's root mean square of
     the difference with its own. Both sides see the same rounded numbers, so what is left is the
     arithmetic's own rounding, for which half of the dtype's digits are asked; where cancellation
-    leaves fewer, `EXCUSE` times what roundings of that size do to the plain form.
+    or a kink leaves fewer, `MARGIN` times what random roundings do to the reference form.
 
     Raises WrongResultError, naming what is off and by how much.
     """
@@ -56,50 +55,89 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
                 f"{entry.name} is not timed: reference case {verdict.case!r} is off by "
                 f"{verdict.error:.1e} in {verdict.worst}"
             )
-    limit, worst = math.sqrt(torch.finfo(settings.computed).eps), 0.0
+    limit = math.sqrt(torch.finfo(settings.computed).eps)
     twin = build(entry.name, **config, dtype=torch.float64, device="cpu")
-    for train in (False, True):
-        for what, error in _held(entry, bound, twin, train, settings, limit).items():
-            if not error <= limit:
-                raise _wrong(entry, "training" if train else "inference", what, error, limit)
-            worst = max(worst, error)
+    worst = max(_compare(entry, bound, twin, train, settings, limit) for train in (False, True))
     for name, error in () if verdicts else gradcheck.errors(twin, bound.inputs, bound.grads):
         if not error <= gradcheck.LIMIT:
             raise WrongResultError(
-                f"{entry.name} is not timed: the gradient of {name} is no slope of its outputs "
-                f"(off by {error:.1e}, limit {gradcheck.LIMIT:.0e})"
+                f"{entry.name} is not timed: the gradient of {name} disagrees with finite "
+                f"differences (off by {error:.1e}, limit {gradcheck.LIMIT:.0e})"
             )
-    return Checked(worst, limit)
+    return Check(worst, limit, twin)
 
 
-def _held(
+def check_again(entry: Entry, bound: Bound, checked: Check, settings: Settings) -> None:
+    """After the timing: still right, every training result finite, and no memory kept.
+
+    Raises WrongResultError, naming what is off.
+    """
+    _compare(entry, bound, checked.twin, False, settings, checked.limit)
+    with bound.passes.training.ready() as step:
+        sizes = []
+        for _ in range(CALLS):
+            results = list(tensors(step()))
+            if not all(bool(t.isfinite().all()) for t in results):
+                raise WrongResultError(f"{entry.name} is not timed: not finite after many calls")
+            del results
+            sizes.append(_live_bytes(settings))
+    if all(later > earlier for earlier, later in itertools.pairwise(sizes)):
+        raise WrongResultError(
+            f"{entry.name} is not timed: it keeps {sizes[-1] - sizes[-2]:,} bytes more with every "
+            "training step"
+        )
+
+
+def _live_bytes(settings: Settings) -> int:
+    gc.collect()
+    if settings.kind == "cuda":
+        return torch.cuda.memory_allocated(settings.device)
+    found = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]  # some lie about theirs
+    return sum(
+        t.untyped_storage().nbytes()
+        for t in found
+        if t.layout == torch.strided and t.device.type != "meta"
+    )
+
+
+def _compare(
+    entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: Settings, limit: float
+) -> float:
+    """The largest error of one pass; WrongResultError where it is past the limit."""
+    errors = _errors_of(entry, bound, twin, train, settings, limit)
+    for what, error in errors.items():
+        if not error <= limit:
+            when = "training" if train else "inference"
+            off = math.isfinite(error)
+            size = f"is off by {error:.1e}" if off else "is absent, misshapen or infinite,"
+            raise WrongResultError(
+                f"{entry.name} is not timed: {when}: {what} {size} from the reference form in "
+                f"float64 (limit {limit:.0e})"
+            )
+    return max(errors.values(), default=0.0)
+
+
+def _errors_of(
     entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: Settings, limit: float
 ) -> dict[str, float]:
-    """Every result's error; roughened runs of the plain form are made only where one is too big."""
+    """Every result's error; rounded runs of the reference form only where one is too big."""
     twin.load_state_dict(bound.block.state_dict())
     state = copy.deepcopy(twin.state_dict())
     found = _found(entry, bound, train, settings)
-    wanted = _plain(entry, bound, twin, train, settings)
+    wanted = _reference(entry, bound, twin, train, settings)
     errors = dict(_errors(found, wanted, {}))
     noise: dict[str, float] = {}
     for seed in range(DRAWS):
         if not any(limit < error < math.inf for error in errors.values()):
             break
         twin.load_state_dict(state)
-        with Rounded(settings.computed, seed):
-            rough = _plain(entry, bound, twin, train, settings)
-        for what, size in _differences(rough, wanted):
+        with StochasticRounding(settings.computed, seed, SLACK[settings.computed]):
+            rounded = _reference(entry, bound, twin, train, settings)
+        for what, size in _differences(rounded, wanted):
             if math.isfinite(size):
-                allowed = EXCUSE[settings.computed] * size / limit
-                noise[what] = max(noise.get(what, 0.0), allowed)
+                noise[what] = max(noise.get(what, 0.0), MARGIN * size / limit)
         errors = dict(_errors(found, wanted, noise))
     return errors
-
-
-def _wrong(entry: Entry, when: str, what: str, error: float, limit: float) -> WrongResultError:
-    size = f"is off by {error:.1e}" if math.isfinite(error) else "is absent, misshapen or infinite,"
-    held = f"from the plain form in float64 (limit {limit:.0e})"
-    return WrongResultError(f"{entry.name} is not timed: {when}: {what} {size} {held}")
 
 
 def _found(entry: Entry, bound: Bound, train: bool, settings: Settings) -> Results:
@@ -108,13 +146,18 @@ def _found(entry: Entry, bound: Bound, train: bool, settings: Settings) -> Resul
     one = bound.passes.training if train else bound.passes.forward
     with one.ready() as step:
         output, grads = step() if train else (step(), ())
-    _same_dtype(entry, list(tensors(output)), settings)
+    outputs = list(tensors(output))
+    if not outputs:
+        raise WrongResultError(f"{entry.name} is not timed: its output {output!r} has no tensor")
+    _same_dtype(entry, outputs, settings)
     named = dict(zip(bound.wanted, grads, strict=True)) if train else {}
     return _results(output, named, bound.block)
 
 
-def _plain(entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: Settings) -> Results:
-    """What the plain form gives on the same numbers."""
+def _reference(
+    entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: Settings
+) -> Results:
+    """What the reference form gives on the same numbers."""
     mine = leaves(bound.inputs, torch.float64, "cpu")
     positional, keywords = arguments(twin.train(train), mine)
     torch.manual_seed(2)
@@ -126,12 +169,12 @@ def _plain(entry: Entry, bound: Bound, twin: nn.Module, train: bool, settings: S
     if not train:
         return _results(output, {}, twin)
     parts = [*(t for t in tensors(mine) if t.requires_grad), *twin.parameters()]
-    grads = derived(output, parts, [g.to("cpu", torch.float64) for g in bound.grads])
+    grads = gradcheck.derived(output, parts, [g.to("cpu", torch.float64) for g in bound.grads])
     return _results(output, dict(zip(bound.wanted, grads, strict=True)), twin)
 
 
 def _repeatable(entry: Entry, settings: Settings) -> None:
-    """Only the CPU's own generator draws the same numbers for a block and its plain form."""
+    """Only the CPU's own generator draws the same numbers for a block and its reference form."""
     if settings.kind != "cpu" or settings.mode == "compiled":
         raise WrongResultError(
             f"{entry.name} is not timed: its training draws random numbers, which can be checked "

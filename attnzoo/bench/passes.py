@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import Entry, Inputs
+from ..testing.gradcheck import derived
 from ..testing.inputs import arguments, tensors
-from . import cuda
 from .settings import Settings
+from .timing import cuda
 
 WHOLE_GRAPH = "torch.compile(fullgraph=True)"
 
@@ -51,6 +52,7 @@ class Bound:
     wanted: dict[str, Tensor]  # leaves that get a gradient, by name
     grads: list[Tensor]  # fixed gradients of the outputs that want one
     passes: Passes
+    eager: Passes  # the same before a compiler or a graph took them over: what can be counted
     allocating: Pass  # the training step as it is before a graph takes over its memory
     compile_seconds: float | None
 
@@ -74,9 +76,12 @@ def bind(entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> 
             step()
     seconds = time.perf_counter() - start if settings.mode == "compiled" else None
     allocating = passes.training
+    eager = passes
+    if run is not block:
+        eager = _passes(block, block, inputs, list(wanted.values()), grads, settings)
     if settings.mode == "cudagraph":
         passes = Passes(*(_captured(one, settings.device) for one in passes))
-    return Bound(block, run, inputs, wanted, grads, passes, allocating, seconds)
+    return Bound(block, run, inputs, wanted, grads, passes, eager, allocating, seconds)
 
 
 def _output_gradients(
@@ -115,11 +120,3 @@ def _passes(
 def _captured(one: Pass, device: str) -> Pass:
     with one.ready() as step:
         return replace(one, step=cuda.captured(step, device))
-
-
-def derived(output: Any, wanted: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients of the wanted leaves; None where one does not act on the output."""
-    results = [t for t in tensors(output) if t.requires_grad]
-    if not results:
-        return (None,) * len(wanted)
-    return torch.autograd.grad(results, wanted, grads, allow_unused=True)

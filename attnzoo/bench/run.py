@@ -1,140 +1,168 @@
-"""One row of the benchmark, checked and measured; and many rows, one after the other."""
+"""One row of the benchmark: built, checked, counted and measured."""
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..cost import counter
-from ..registry import Entry, Inputs, InputSize, build, find
+from ..registry import build, find
+from ..testing import work
 from ..testing.inputs import leaves, make_inputs, randomize_parameters, tensors, to_channels_last
-from ..testing.work import saved_bytes
-from ..testing.work import work as counted
-from . import correct, cuda, passes, roofline, timing
-from .correct import WrongResultError as WrongResultError
+from . import correct, passes
+from .job import Job
 from .passes import Bound
-from .row import Failure as Failure
-from .row import Row as Row
-from .settings import Settings as Settings
-from .task import Task as Task
-from .task import tasks as tasks
+from .row import Latency, Result, Row
+from .settings import Settings
+from .timing import clock, cuda, roofline
 
 
-def table(
-    names: Iterable[str], settings: Settings | Iterable[Settings], c: int | None = None
-) -> Iterator[Row | Failure]:
-    """One row a block and settings at its example config, with the channels given here instead."""
-    for task in tasks(names, settings, ({} if c is None else {"c": c},)):
-        yield perform(task)
-
-
-def measured(
-    name: str, args: tuple[Any, ...], config: Mapping[str, Any], settings: Settings
-) -> Row:
-    """One block with a config, checked and measured; what `attnzoo.measure` returns."""
-    entry = find(name)
-    given = config if config or args else entry.example
-    return _row(Task(block=name, config=entry.bind(*args, **given), settings=settings))
-
-
-def perform(task: Task) -> Row | Failure:
-    """The task's row; whatever the block raises becomes a `Failure`, and its memory is freed."""
+def perform(job: Job) -> Result:
+    """The job's row; whatever the block raises becomes a `Failure`, and its memory is freed."""
     try:
-        return _row(task)
+        return row(job)
     except Exception as error:  # a user's block may raise anything; Ctrl-C still ends the run
         reason = " ".join(str(error).strip().split("\n")[:2])
-        failure = task.failed(f"{type(error).__name__}: {reason}".removesuffix(": "))
+        failure = job.failed(f"{type(error).__name__}: {reason}".removesuffix(": "))
     gc.collect()
-    if task.settings.kind == "cuda":
-        torch.cuda.empty_cache()
+    if job.settings.kind == "cuda":
+        with contextlib.suppress(RuntimeError):  # a device that failed for good
+            torch.cuda.empty_cache()
     return failure
 
 
-def _row(task: Task) -> Row:
-    settings, entry = task.settings, find(task.block)
-    config, extent = entry.bind(**task.config), settings.input_size(entry)
+def row(job: Job) -> Row:
+    """The job's row.
+
+    Raises what the block raises, and WrongResultError where its results are wrong.
+    """
+    settings = job.settings
     with _threads(settings.threads), cuda.ieee():
-        block, inputs = _made(entry, config, extent, settings)
-        bound = passes.bind(entry, block, inputs, settings)
+        entry = find(job.block)
+        config = entry.bind(**job.config)
+        torch.manual_seed(0)
+        block = build(job.block, **config, device=settings.device, dtype=settings.stored)
+        randomize_parameters(block)
+        inputs = make_inputs(entry, config, job.at, device=settings.device, dtype=settings.stored)
+        if settings.channels_last:
+            inputs = to_channels_last(entry, block, inputs)
+        bound = passes.bind(entry, block, leaves(inputs), settings)
         checked = correct.check(entry, config, bound, settings)
-        costs = _costs(entry, config, extent, bound)
-        times = timing.times(bound.passes, settings)
-        roof = roofline.verdict(_works(costs, times, bound, settings), settings)
-        memory = _memory(bound, settings)
-    return Row(
-        block=task.block,
-        **task.known(),
-        **costs,
-        **times,
-        **roof,
-        **memory,
-        compile_seconds=bound.compile_seconds,
-        checked_error=checked.error,
-        checked_limit=checked.limit,
-    )
+        costs = _costs(job, config, bound)
+        times = latencies(bound.passes, settings)
+        correct.check_again(entry, bound, checked, settings)
+        works = _works(costs, times, bound, settings)
+        return Row(
+            block=job.block,
+            **job.known(),
+            **costs,
+            **times,
+            **roofline.verdict(works, settings),
+            **_memory(bound, settings),
+            compile_seconds=bound.compile_seconds,
+            checked_error=checked.error,
+            checked_limit=checked.limit,
+            load=load(),
+        )
 
 
-def _made(
-    entry: Entry, config: dict[str, Any], extent: InputSize, settings: Settings
-) -> tuple[nn.Module, Inputs]:
-    torch.manual_seed(0)
-    at: dict[str, Any] = {"device": settings.device, "dtype": settings.stored}
-    block = build(entry.name, **config, **at)
-    randomize_parameters(block)
-    inputs = make_inputs(entry, config, extent, **at)
-    if settings.channels_last:
-        inputs = to_channels_last(entry, block, inputs)
-    return block, leaves(inputs)
+def latencies(bound: passes.Passes, settings: Settings) -> dict[str, Any]:
+    """A row's latencies, and what the device's clock did meanwhile."""
+    clocks = cuda.Clocks(settings.device) if settings.kind == "cuda" else None
+    found: dict[str, Latency | None] = {}
+    for name, one in bound._asdict().items():
+        kinds: dict[str, cuda.Kind] = {"": "wall"}
+        if name != "train_forward":
+            kinds["_device"] = "device"
+            if settings.cold:
+                kinds["_cold"] = "cold"
+            found |= {f"latency_{name}_device": None, f"latency_{name}_cold": None}
+        with one.ready() as step:
+            if clocks is None:
+                found[f"latency_{name}"] = clock.latency(step, settings.min_time)
+                continue
+            for end, kind in kinds.items():
+                found[f"latency_{name}{end}"] = cuda.latency(
+                    step, settings.device, settings.min_time, kind, clocks
+                )
+    return {
+        **found,
+        "sm_clock_mhz": clocks.mhz if clocks else None,
+        "throttle": clocks.throttle if clocks else None,
+    }
 
 
-def _costs(entry: Entry, config: dict[str, Any], extent: InputSize, bound: Bound) -> dict[str, Any]:
-    """The row's counts, of a copy of the block on the meta device."""
-    ghost = build(entry.name, **config, device="meta")
-    work = counted(ghost, make_inputs(entry, config, extent, device="meta"))
-    published = entry.closed_form(extent, **config)
+def load() -> float:
+    """Processes that want a processor, for each that there is; 0 where the system does not tell."""
+    if not hasattr(os, "getloadavg"):
+        return 0.0
+    return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+
+
+def _costs(job: Job, config: dict[str, Any], bound: Bound) -> dict[str, Any]:
+    """The row's counts, of the very calls that are timed."""
+    batch = next(tensors(bound.inputs)).shape[0]
+    works = {}
+    for name in ("forward", "training"):
+        with getattr(bound.eager, name).ready() as step:
+            works[name] = counter.count(step)
     with bound.passes.forward.ready() as step:
         traffic = counter.traffic(bound.block.parameters(), bound.inputs, step())
+    executed = round(works["forward"].macs / batch)
+    published = find(job.block).closed_form(job.at, **config)
     return {
         "params": sum(p.numel() for p in bound.block.parameters()),
-        "macs": work.macs if published.macs is None else published.macs,
-        "macs_executed": work.macs,
-        "elementwise": work.elementwise,
+        "macs": executed if published.macs is None else published.macs,
+        "macs_executed": executed,
+        "macs_executed_training": round(works["training"].macs / batch),
+        "elementwise": round(works["forward"].elementwise / batch),
+        "elementwise_training": round(works["training"].elementwise / batch),
+        **_fvcore(bound),
         "bytes_forward": traffic.forward,
         "bytes_training": traffic.training,
     }
 
 
+def _fvcore(bound: Bound) -> dict[str, Any]:
+    """What fvcore counts and misses; None where it is not installed or cannot trace the block."""
+    try:
+        found = work.fvcore_count(bound.block, bound.inputs)
+    except Exception:  # a trace may fail at anything; the block's own count stands
+        return {"fvcore_macs": None, "fvcore_misses": {}}
+    return {"fvcore_macs": found.macs, "fvcore_misses": found.missed}
+
+
 def _works(
     costs: dict[str, Any], times: dict[str, Any], bound: Bound, settings: Settings
 ) -> dict[str, roofline.Work]:
-    macs = costs["macs_executed"] * next(tensors(bound.inputs)).shape[0]
-    products = {"forward": macs, "training": macs * (1 + roofline.BACKWARD)}
+    batch = next(tensors(bound.inputs)).shape[0]
+    macs = {"forward": "macs_executed", "training": "macs_executed_training"}
     return {
         name: roofline.Work(
             bytes=costs[f"bytes_{name}"],
-            macs=products[name],
+            macs=costs[macs[name]] * batch,
             calls=roofline.calls(getattr(bound.passes, name), settings),
-            seconds=times[f"latency_{name}"].median / 1e3,
+            seconds=times[f"latency_{name}"].best / 1e3,
         )
-        for name in products
+        for name in macs
     }
 
 
 def _memory(bound: Bound, settings: Settings) -> dict[str, Any]:
     with settings.precision():
-        saved = saved_bytes(bound.run.train(), bound.inputs)
+        saved = work.saved_bytes(bound.run.train(), bound.inputs)
     with bound.allocating.ready() as step:
         peak = cuda.peak_bytes(step, settings.device) if settings.kind == "cuda" else None
     return {"memory_saved_bytes": saved, "memory_peak_bytes": peak}
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

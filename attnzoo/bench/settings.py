@@ -1,29 +1,54 @@
-"""What is asked of a run: device, precision, mode and sizes; refused in words where impossible."""
+"""What is asked of a row besides its block: the options of `measure` and of `attnzoo bench`."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 
 from ..registry import Entry, InputSize
 from ..validation import check
+from .checked import Checked
 from .row import Mode
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 MOST_THREADS = 1024  # past a system's own limit OpenMP ends the process, with no error to catch
+# Where a table says something: bandwidth or arithmetic, not the launching of operators, and alike
+# for all blocks of a layout, so that their ranks compare.
+SIZES = {
+    "image": InputSize(batch=8, height=28, width=28),
+    "sequence": InputSize(batch=16, steps=96),
+    "image_series": InputSize(batch=2, steps=24, height=16, width=16),
+}
+CHANNELS = {"image": 256, "sequence": 64, "image_series": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What holds for every row of a run."""
+class Settings(Checked):
+    """What holds for a row.
+
+    Args:
+        device: `"cpu"`, `"cuda"` or another torch device.
+        dtype: of parameters and inputs.
+        autocast: keep parameters and inputs in float32 and run under `torch.autocast` to `dtype`,
+            bfloat16 or float16.
+        channels_last: weights and images in that memory format; image blocks alone.
+        mode: `"eager"`, `"compiled"` (torch.compile for this very size; its time stands apart in
+            `compile_seconds`) or, on CUDA, `"cudagraph"` (replay of a captured graph).
+        threads: of the CPU's operators.
+        cold: on CUDA, latencies with the L2 cache flushed too.
+        batch, size, steps: batch size; image side or (height, width); number of time steps (for
+            a sequence, `size` too). Default: those of the layout, or the block's own example where
+            it does not take them.
+        min_time: seconds of samples for each pass.
+    """
 
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     autocast: bool = False
     channels_last: bool = False
     mode: Mode = "eager"
-    threads: int | None = None
+    threads: int = 1
     cold: bool = False
     batch: int | None = None
     size: int | tuple[int, int] | None = None
@@ -31,18 +56,22 @@ class Settings:
     min_time: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
-        check.choice("mode", self.mode, get_args(Mode))
+        super().__post_init__()
         check.device("device", self.device)
         if not 0 < self.min_time < float("inf"):
             raise ValueError(f"min_time={self.min_time} must be a positive number of seconds")
         if self.kind == "meta":
             raise ValueError("device='meta' computes nothing; take one that does, such as 'cpu'")
-        if self.threads is not None:
-            check.positive(threads=self.threads)
-            if self.threads > MOST_THREADS:
-                raise ValueError(f"threads={self.threads} must be at most {MOST_THREADS}")
+        sides = self.size if isinstance(self.size, tuple) else (self.size,)
+        for name, value in (
+            ("batch", self.batch),
+            ("steps", self.steps),
+            *(("size", s) for s in sides),
+        ):
+            if value is not None and not 1 <= value < 2**31:
+                raise ValueError(f"{name}={value} must be at least 1 and below 2**31")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads={self.threads} must be from 1 to {MOST_THREADS}")
         if self.autocast and self.dtype not in ("bfloat16", "float16"):
             raise ValueError(
                 f"autocast=True needs dtype='bfloat16' or 'float16', not {self.dtype!r}"
@@ -71,19 +100,23 @@ class Settings:
         """What a forward pass runs under: autocast where asked for."""
         return torch.autocast(self.kind, self.computed) if self.autocast else nullcontext()
 
-    def input_size(self, entry: Entry) -> InputSize:
-        """The entry's example extent with what was asked for instead."""
-        at = entry.input_size
+    def applied_to(self, entry: Entry, at: InputSize) -> InputSize:
+        """A size with what was asked for instead."""
+        asked: dict[str, Any] = {"batch": self.batch, "steps": self.steps}
         if self.size is not None:
-            height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-            at = at._replace(height=height, width=width)
-            if entry.layouts[0] == "sequence" and isinstance(self.size, int):
-                at = at._replace(steps=self.size)
-        if self.batch is not None:
-            at = at._replace(batch=self.batch)
-        if self.steps is not None:
-            at = at._replace(steps=self.steps)
-        for axis, value in at._asdict().items():
-            if value < 1:
-                raise ValueError(f"{axis}={value} must be at least 1")
-        return at
+            sides = (self.size, self.size) if isinstance(self.size, int) else self.size
+            asked |= {"height": sides[0], "width": sides[1]}
+            if entry.layouts[0] == "sequence" and self.steps is None:
+                asked["steps"] = sides[0] if isinstance(self.size, int) else None
+        return at._replace(**{axis: n for axis, n in asked.items() if n is not None})
+
+
+def split(
+    entry: Entry, keywords: Mapping[str, Any], settings: Settings | None
+) -> tuple[dict[str, Any], Settings]:
+    """Keywords as the block's own and the harness's; what neither has is the block's to refuse."""
+    own = set(entry.signature.parameters)
+    names = {item.name for item in fields(Settings)} - own
+    chosen = {key: value for key, value in keywords.items() if key in names}
+    config = {key: value for key, value in keywords.items() if key not in names}
+    return config, replace(settings or Settings(), **chosen)

@@ -14,7 +14,7 @@ examples:
   attnzoo show cbam                    paper, equation, arguments, costs of one block
   attnzoo bench                        the table of all blocks on this machine
   attnzoo bench se cbam --c 256 --size 32 --out results
-  attnzoo compare before after         what moved between two runs; status 1 on a regression
+  attnzoo compare main .               what this checkout changes, measured; 1 on a regression
   attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
   attnzoo verify                       every block against its authors' own numbers
 """

@@ -1,21 +1,37 @@
 """The command `attnzoo bench`."""
 
 import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
+from .. import registry
 from .common import needs_extra
+from .compare import progress
 
-BENCH = """\
+if TYPE_CHECKING:
+    from ..bench.job import Job
+    from ..bench.row import Result
+    from ..bench.runner import Ranks
+
+EXAMPLES = """\
 examples:
-  attnzoo bench                                   all blocks at their example sizes
+  attnzoo bench                                   all blocks, at sizes common to their layout
   attnzoo bench se cbam --c 256 --size 32 --out results
+  attnzoo bench --layout image --baseline se      with each time over that of se
   attnzoo bench --out results --resume            go on with a run that was stopped
-  attnzoo bench se eca --sweep size=14,28,56      growth exponents below the table
+  attnzoo bench se coordatt --sweep size=14,28,56 growth exponents below the table
+  attnzoo bench --import my_blocks my_block       a block that your module registers
   attnzoo bench --dtype float32,bfloat16 --mode eager,compiled
   torchrun --nproc-per-node 2 -m attnzoo bench --out results
 
 exit status: 0; 1 where a block has no time; 2 for misuse; 130 interrupted
 """
+FIXED = {"c": "c", "size": "size", "batch": "batch", "steps": "T"}  # options a sweep replaces
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,42 +39,46 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "bench",
         help="check and measure blocks on this machine",
-        description="Check each block against its reference vectors and its plain form in float64, "
-        "then measure it. Without names, all blocks; without sizes, each block's example.",
-        epilog=BENCH,
+        description="Check each block against its reference vectors and its reference form in "
+        "float64, then measure it. Without names, all blocks; without sizes, those common to a "
+        "layout, or the block's own where it refuses them.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("names", nargs="*", metavar="NAME", help="blocks to measure; default: all")
-    command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
-    command.add_argument(
+    add_option = command.add_argument
+    add_option("names", nargs="*", metavar="NAME", help="blocks to measure; default: all")
+    add_option("--layout", choices=get_args(registry.Layout), help="blocks of this layout")
+    add_option("--family", choices=get_args(registry.Family), help="blocks of this family")
+    add_option(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers blocks; several times for several",
+    )
+    add_option("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
+    add_option(
         "--dtype",
         type=_words,
         default=["float32"],
         help="of float64, float32, bfloat16, float16, one or several with commas",
     )
-    command.add_argument(
+    add_option(
         "--mode",
         type=_words,
         default=["eager"],
         help="of eager, compiled, cudagraph, one or several with commas",
     )
-    command.add_argument(
-        "--autocast", action="store_true", help="float32 parameters under autocast to the dtype"
-    )
-    command.add_argument("--channels-last", action="store_true", help="images in channels_last")
-    command.add_argument(
-        "--threads",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="threads of the CPU (%(default)s: a second one waits for its core on a busy machine)",
-    )
-    command.add_argument("--cold", action="store_true", help="on CUDA, times with a cold L2 too")
-    command.add_argument("--c", type=_count, help="channels, of every block that takes c")
-    command.add_argument("--size", type=_size, help="image side N, or HxW; length of a sequence")
-    command.add_argument("--steps", type=_count, help="time steps of sequences and image series")
-    command.add_argument("--batch", type=_count, help="batch size")
-    command.add_argument(
+    add_option("--autocast", action="store_true", help="float32 parameters, autocast to the dtype")
+    add_option("--channels-last", action="store_true", help="images in channels_last")
+    add_option("--threads", type=_count, default=1, metavar="N", help="of the CPU (%(default)s)")
+    add_option("--cold", action="store_true", help="on CUDA, times with a cold L2 too")
+    add_option("--c", type=_count, help="channels, of every block that takes c")
+    add_option("--size", type=_size, help="image side N, or HxW; length of a sequence")
+    add_option("--steps", type=_count, help="time steps of sequences and image series")
+    add_option("--batch", type=_count, help="batch size")
+    add_option(
         "--sweep",
         action="append",
         default=[],
@@ -66,17 +86,24 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a row for each value of c, size, T (time steps), batch or any keyword of a block; "
         "several sweeps: every combination",
     )
-    command.add_argument(
-        "--time", type=float, default=0.2, help="seconds of timing per row and pass (%(default)s)"
+    add_option("--time", type=float, default=0.2, help="seconds of samples a pass (%(default)s)")
+    add_option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="stop a row that takes longer; rows run in another process then",
     )
-    command.add_argument(
+    add_option("--isolate", action="store_true", help="each row in a process of its own")
+    add_option("--columns", type=_words, metavar="A,B,...", help="columns of the printed table")
+    add_option("--baseline", metavar="NAME", help="a column of times over this block's")
+    add_option(
         "--out",
         type=Path,
         metavar="DIR",
-        help="keep every row in DIR/bench.json as it comes, and write tables and plots there; "
-        "an earlier run's bench.json moves to DIR/previous",
+        help="keep every row in DIR/bench.jsonl as it comes, and write tables, a page and plots "
+        "there; an earlier run's rows move to DIR/previous",
     )
-    command.add_argument(
+    add_option(
         "--resume",
         action="store_true",
         help="go on with the run in --out: measured rows stay, failed ones are tried again",
@@ -86,10 +113,123 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(options: argparse.Namespace) -> int:
     """Measure, keep and print rows; returns the exit status."""
-    needs_extra("bench", "rich", "filelock", "jsonschema", "matplotlib")
-    from ..bench import drive
+    if options.resume and options.out is None:
+        raise ValueError("--resume goes on with the run in --out DIR; there is no --out")
+    if options.timeout is not None and not options.timeout > 0:
+        raise ValueError(f"--timeout {options.timeout} must be a positive number of seconds")
+    if options.out is not None:
+        needs_extra("bench --out", "filelock", "matplotlib")
+    from ..bench import runner
 
-    return drive.bench(options)
+    for name in options.imports:
+        _import(name)
+    with runner.ranks() as here, contextlib.ExitStack() as kept:
+        if here.rank == 0 and options.out is not None:
+            _ready(options.out, kept)
+        if options.out is None and here.size > 1:
+            raise ValueError("with torchrun, name --out DIR: the ranks join their rows there")
+        plan = _plan(options, here)
+        tell = progress if here.rank == 0 and sys.stderr.isatty() else lambda text: None
+        performer = runner.Performer(options.timeout, options.isolate, options.imports)
+        jobs = [job for job, _ in plan]
+        rows, stopped = runner.run_all(jobs, options.out, here, performer, options.resume, tell)
+        if here.rank:
+            return 1 if stopped else 0
+        return _report(options, rows, [point for _, point in plan], jobs, stopped)
+
+
+def _plan(options: argparse.Namespace, here: "Ranks") -> list[tuple["Job", dict[str, Any]]]:
+    """Every row that is asked for, in order, with the values its sweeps have there."""
+    from ..bench import report, settings, sweep
+
+    report.require_titles(options.columns or ())
+    known = registry.names(layout=options.layout, family=options.family)
+    entries = [registry.find(name) for name in options.names or known]
+    if options.baseline is not None:
+        registry.find(options.baseline)
+    if not entries:
+        raise ValueError(f"no block has layout {options.layout} and family {options.family}")
+    sweeps = [sweep.parse(text) for text in options.sweep]
+    sweep.require_known(sweeps, entries)
+    for option, key in FIXED.items():
+        if getattr(options, option) is not None and key in (each.key for each in sweeps):
+            raise ValueError(f"--{option} and --sweep {key}: give one of the two")
+    asked = [
+        settings.Settings(
+            device=here.device(options.device),
+            dtype=dtype,
+            mode=mode,
+            autocast=options.autocast,
+            channels_last=options.channels_last,
+            threads=options.threads,
+            cold=options.cold,
+            batch=options.batch,
+            size=options.size,
+            steps=options.steps,
+            min_time=options.time,
+        )
+        for dtype in options.dtype
+        for mode in options.mode
+    ]
+    fixed = {} if options.c is None else {"c": options.c}
+    return [
+        (sweep.job_at(entry, each, {**fixed, **point}), point)
+        for entry in entries
+        for point in sweep.points(sweeps)
+        for each in asked
+    ]
+
+
+def _report(
+    options: argparse.Namespace,
+    rows: Sequence["Result"],
+    points: Sequence[dict[str, Any]],
+    jobs: Sequence["Job"],
+    stopped: str,
+) -> int:
+    """Print the table, growth exponents, the files and what failed; returns the exit status."""
+    from ..bench import report, store
+    from ..bench.row import Failure
+
+    print(report.terminal(rows, columns=options.columns, baseline=options.baseline))
+    by_key = {store.key(row.identity()): row for row in rows}
+    keys = [store.key(job.identity()) for job in jobs]
+    swept = [(by_key[k], p) for k, p in zip(keys, points, strict=True) if k in by_key]
+    for line in report.growth_lines(swept):
+        print(line)
+    if options.out is not None:
+        command = shlex.join(["attnzoo", *sys.argv[1:]])
+        written = report.write(rows, options.out, command, options.baseline)
+        for path in (options.out / store.NAME, *written):
+            print(f"wrote {path}")
+    failures = [row for row in rows if isinstance(row, Failure)]
+    for failure in failures:
+        print(f"attnzoo: {failure.block} has no row: {failure.error}", file=sys.stderr)
+    if stopped:
+        there = f"; --resume goes on: {options.out}" if options.out else ""
+        print(f"attnzoo: {stopped} with {len(rows)} rows{there}", file=sys.stderr)
+        return 130 if stopped == "interrupted" else 1
+    return 1 if failures else 0
+
+
+def _ready(folder: Path, kept: contextlib.ExitStack) -> None:
+    """Make the folder of the run and keep it to this one."""
+    from ..bench import store
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} must be a folder; there is a file of that name")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.enter_context(store.locked(folder))
+
+
+def _import(name: str) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--import {name}: {error}") from None
+    finally:
+        sys.path.remove(str(Path.cwd()))
 
 
 def _words(text: str) -> list[str]:

@@ -1,16 +1,28 @@
 """The command `attnzoo compare`."""
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .common import needs_extra
+from .common import columns
 
-COMPARE = """\
+if TYPE_CHECKING:
+    from ..bench.compare.sides import Code
+
+EXAMPLES = """\
+A and B are each one of
+  a checkout            a folder with attnzoo/ in it
+  a git revision        of the repository around the working directory: main, HEAD~3, v0.1.0
+  an environment        a folder with bin/python, or a Python: what is installed there
+  a result file         bench.jsonl, or the folder of `attnzoo bench --out`
+
 examples:
-  attnzoo compare before after                    two folders that --out named
-  attnzoo compare before/bench.json after/bench.json --tolerance 0.05
+  attnzoo compare main .                          what this checkout changes, measured side by side
+  attnzoo compare v0.1.0 main se cbam             two blocks of two revisions
+  attnzoo compare before after                    two result folders: counts and memory
 
-exit status: 0 unchanged or better; 1 a regression, or a block that has lost its time; 2 misuse
+exit status: 0 unchanged or better; 1 a regression, or a block that fails in B alone; 2 misuse
 """
 
 
@@ -18,39 +30,122 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the command to the command line."""
     command = commands.add_parser(
         "compare",
-        help="what moved between two runs, beyond the noise",
-        description="Compare two result files row by row, the machine's own drift taken out.",
-        epilog=COMPARE,
+        help="what moved between two versions, measured side by side",
+        description="Load both versions, sample each block's passes in turn with a second copy of "
+        "A beside them, and say what moved past the tolerance and past what that copy moved. Of "
+        "two result files: counts exactly, memory past the tolerance, times only past 25 %%.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("old", type=Path, metavar="OLD", help="bench.json, or its folder")
-    command.add_argument("new", type=Path, metavar="NEW", help="bench.json, or its folder")
+    command.add_argument("a", metavar="A", help="the version to compare with")
+    command.add_argument("b", metavar="B", help="the version in question")
+    command.add_argument("names", nargs="*", metavar="NAME", help="blocks; default: all")
     command.add_argument(
         "--tolerance",
         type=float,
-        default=0.1,
         metavar="SHARE",
-        help="how much slower or larger is still no regression (%(default)s: a tenth)",
+        help="how much slower, or larger in memory, is still no regression (of two versions 0.07, "
+        "so that a slow-down of a tenth is found; of result files 0.1)",
     )
+    command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, ...")
+    command.add_argument("--dtype", default="float32", help="float32, bfloat16, ...")
+    command.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU")
     command.add_argument(
         "--allow-different",
         action="store_true",
-        help="compare runs of different machines, versions, threads or settings too",
+        help="compare result files of different machines, versions, threads or settings too",
     )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what moved; returns the exit status."""
-    needs_extra("compare", "jsonschema")
-    from ..bench import compare, results
+    from ..bench.compare.sides import Rows, opened
 
-    changes = compare.compare(
-        results.load(options.old),
-        results.load(options.new),
-        tolerance=options.tolerance,
-        allow_different=options.allow_different,
-    )
-    for line in compare.told(changes, options.tolerance):
+    tolerance = options.tolerance
+    if tolerance is not None and not 0 <= tolerance < 10:
+        raise ValueError(f"--tolerance {tolerance} must be from 0 to 10, such as 0.1")
+    with opened(options.a) as a, opened(options.b) as b:
+        if isinstance(a, Rows) and isinstance(b, Rows):
+            return _files(a.path, b.path, options, 0.1 if tolerance is None else tolerance)
+        if isinstance(a, Rows) or isinstance(b, Rows):
+            raise ValueError("A and B must both be result files, or both be versions that can run")
+        return _versions(a, b, options, 0.07 if tolerance is None else tolerance)
+
+
+def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: float) -> int:
+    from ..bench.compare import session
+    from ..bench.job import Job
+    from ..bench.settings import Settings
+    from ..registry import find, names
+
+    settings = Settings(device=options.device, dtype=options.dtype, threads=options.threads)
+    entries = [find(name) for name in options.names or names()]
+    jobs = [
+        Job(block=e.name, config=e.example, at=e.input_size, settings=settings) for e in entries
+    ]
+    tell = progress if sys.stderr.isatty() else lambda text: None
+    lines = [("block", "pass", "A ms", "B ms", "B / A", "null", "verdict")]
+    worse = 0
+    for one in session.measure(jobs, a, b, tolerance, tell):
+        worse += one.regression
+        mark = "REGRESSION" if one.regression else ""
+        if one.timing is None:
+            lines.append(
+                (one.block, one.what, "", "", "", "", f"{mark} {one.verdict} {one.error}".strip())
+            )
+            continue
+        t = one.timing
+        times = f"{1e3 * t.a:.4g}", f"{1e3 * t.b:.4g}", f"{t.ratio:.3f}", f"{t.drift:.3f}"
+        lines.append((one.block, one.what, *times, f"{mark} {one.verdict}".strip()))
+    tell("")
+    for line in columns(lines):
         print(line)
-    return 1 if any(change.regression for change in changes) else 0
+    print(
+        f"A: {a.name}; B: {b.name}; least times; null: a second copy of A over A. "
+        f"{_count(worse)} past {tolerance:.0%} and past the null"
+    )
+    return 1 if worse else 0
+
+
+def _files(a: Path, b: Path, options: argparse.Namespace, tolerance: float) -> int:
+    from ..bench import store
+    from ..bench.compare import pairing
+
+    rows = [
+        [row for row in store.load(side) if not options.names or row.block in options.names]
+        for side in (a, b)
+    ]
+    changes = pairing.compare(*rows, tolerance=tolerance, allow_different=options.allow_different)
+    lines = [("row", "quantity", "A", "B", "B / A", "verdict")]
+    for one in changes:
+        if one.verdict != "same":
+            ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
+            mark = f"{'REGRESSION ' * one.regression}{one.verdict}"
+            lines.append((one.row, one.quantity, _number(one.a), _number(one.b), ratio, mark))
+    if len(lines) > 1:
+        for line in columns(lines):
+            print(line)
+    worse = sum(change.regression for change in changes)
+    print(
+        f"{len({change.row for change in changes})} rows compared: "
+        f"{_count(worse) if len(lines) > 1 else 'nothing moved'}. Counts are compared exactly, "
+        f"memory past {tolerance:.0%}, times only past {max(tolerance, pairing.TIMES_PAST):.0%}: "
+        "compare two checkouts or revisions to measure smaller changes"
+    )
+    return 1 if worse else 0
+
+
+def progress(text: str) -> None:
+    """What is being done, on one line of the terminal that the next one replaces."""
+    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _count(worse: int) -> str:
+    return f"{worse} regression{'s' * (worse != 1)}"

@@ -10,27 +10,24 @@ from importlib import resources
 from string import Template
 
 from .columns import Column, PlainRow, columns
-from .labels import INK
-from .plots import Picture
+from .plots import INK, Picture
+from .table import MEANING, conditions
 
 
-def page(
-    rows: Sequence[PlainRow],
-    heading: str,
-    conditions: Sequence[tuple[str, str]],
-    pictures: Sequence[Picture],
-) -> str:
+def page(rows: Sequence[PlainRow], command: str, pictures: Sequence[Picture]) -> str:
     """The page of ranked rows: header, sortable table, figures and the columns' meanings.
 
-    Whatever rows, heading and conditions say is escaped; the page's policy lets no other script
-    than its own run, and nothing be loaded.
+    Whatever rows and command say is escaped; the page's policy lets no other script than its own
+    run, and nothing be loaded.
     """
-    shown = columns(rows)
-    script = _file("page.js")
+    shown, script = columns(rows), _file("page.js")
+    good = [row for row in rows if "error" not in row]
+    counted = f"{len(good)} measured, {len(rows) - len(good)} failed"
+    where = [("command", command), *(conditions(good) if good else {}).items(), ("rows", counted)]
     return Template(_file("page.html")).substitute(
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        heading=html.escape(heading),
-        conditions=_definitions(conditions),
+        heading=html.escape(MEANING if good else "Nothing could be measured."),
+        conditions=_definitions(where),
         head="\n".join(map(_head, shown)),
         body="\n".join(_row(row, shown) for row in rows),
         plots="\n".join(_figures(pictures)),
@@ -79,8 +76,7 @@ def _figures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
         yield '<h2>Plots</h2>\n<div class="plots">'
         for picture in pictures:
-            title = html.escape(picture.title)
-            yield f"<figure>{_inline(picture, title)}</figure>"
+            yield f"<figure>{_inline(picture, html.escape(picture.title))}</figure>"
         yield "</div>"
 
 

@@ -26,3 +26,11 @@ function sort(column) {
 }
 
 heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => sort(column)));
+
+document.querySelector("#filter").addEventListener("input", (event) => {
+  const words = event.target.value.toLowerCase().split(/\s+/);
+  for (const row of values.keys()) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+  }
+});

@@ -1,0 +1,151 @@
+"""A row still to be measured: a block, its config, its size and the settings."""
+
+import contextlib
+import functools
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..registry import Entry, InputSize, find
+from ..testing.inputs import call, make_inputs
+from .row import Failure
+from .settings import CHANNELS, SIZES, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row to measure."""
+
+    block: str
+    config: Mapping[str, Any]
+    at: InputSize
+    settings: Settings
+
+    def identity(self) -> str:
+        """What its row's or its failure's `identity()` will be."""
+        return self.failed("").identity()
+
+    def failed(self, error: str) -> Failure:
+        """The job's failure, with as much of its identity as is known."""
+        return Failure(block=self.block, error=error, known=self.known())
+
+    def known(self) -> dict[str, Any]:
+        """Its identity's fields, but block and schema; no layout and shape if the config is bad."""
+        settings, entry = self.settings, find(self.block)
+        return {
+            **_workload(entry, self.config, self.at),
+            "device": str(torch.device(settings.device)),
+            "device_name": _device_name(settings.device),
+            "dtype": settings.dtype,
+            "autocast": settings.autocast,
+            "channels_last": settings.channels_last,
+            "mode": settings.mode,
+            "threads": settings.threads,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "attnzoo": __version__,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The job for another process."""
+        return {
+            "block": self.block,
+            "config": plain(self.config),
+            "at": list(self.at),
+            "settings": asdict(self.settings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        settings = dict(data["settings"])
+        if isinstance(settings["size"], list):
+            settings["size"] = tuple(settings["size"])
+        at, made = InputSize(*data["at"]), Settings(**settings)
+        return cls(block=data["block"], config=data["config"], at=at, settings=made)
+
+
+def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
+    """A block at its layout's common size, with keywords put over its example.
+
+    The first of these that the block takes: the layout's channels and size, its own channels
+    there, its example throughout. Keywords that it does not take pass it by.
+    """
+    entry = find(name)
+    taken = {k: v for k, v in over.items() if k in entry.signature.parameters}
+    own = {**entry.example, **taken}
+    layout = own.get("layout", entry.layouts[0])
+    wide = {"c": CHANNELS[layout]} if layout in SIZES and "c" in entry.example else {}
+    configs = [{**entry.example, **wide, **taken}, own]
+    if layout == "sequence" and "length" in entry.signature.parameters and "length" not in taken:
+        steps = settings.applied_to(entry, SIZES[layout]).steps  # a length is one of time steps
+        configs = [*({**config, "length": steps} for config in configs), own]
+    return _first_legal(entry, configs, layout, settings)
+
+
+def configured_job(
+    name: str, args: tuple[Any, ...], config: Mapping[str, Any], settings: Settings
+) -> Job:
+    """A block with a config, at its layout's common size or, where it refuses that, its own."""
+    entry = find(name)
+    bound = entry.bind(*args, **config)
+    return _first_legal(entry, [bound], bound.get("layout", entry.layouts[0]), settings)
+
+
+def _first_legal(
+    entry: Entry, configs: list[dict[str, Any]], layout: str, settings: Settings
+) -> Job:
+    own = settings.applied_to(entry, entry.input_size)
+    tried = [(configs[-1], own)]
+    if layout in SIZES:
+        at = settings.applied_to(entry, SIZES[layout])
+        tried = [*((config, at) for config in configs), *tried]
+    config, at = next((pair for pair in tried if _runs(entry, *pair)), tried[-1])
+    return Job(block=entry.name, config=config, at=at, settings=settings)
+
+
+def _runs(entry: Entry, config: Mapping[str, Any], at: InputSize) -> bool:
+    """Whether the block takes a config and a size, told without computing anything."""
+    try:
+        bound = entry.bind(**config)
+        with torch.device("meta"), torch.no_grad():
+            call(entry.cls(**bound), make_inputs(entry, bound, at, device="meta"))
+    except Exception:  # refused; why is told where the job is performed
+        return False
+    return True
+
+
+def _workload(entry: Entry, config: Mapping[str, Any], at: InputSize) -> dict[str, Any]:
+    fields: dict[str, Any] = {"config": plain(config)}
+    with contextlib.suppress(Exception):  # to be raised again where it is performed
+        bound = entry.bind(**config)
+        inputs = make_inputs(entry, bound, at, device="meta")
+        fields["shape"] = {
+            key: [list(t.shape) for t in value] if isinstance(value, list) else list(value.shape)
+            for key, value in inputs.items()
+        }
+        fields["config"] = plain(bound)
+        fields["layout"] = bound.get("layout", entry.layouts[0])
+    return fields
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON has it: lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return values
+
+
+@functools.cache
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpus.read_text(), re.M) if cpus.exists() else []
+    return str(names[0]) if names else platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""How long passes take, and what this machine can do at best."""

@@ -1,0 +1,127 @@
+"""The clock: short samples, of which the least is what a pass costs; here the CPU's.
+
+A busy machine takes the processor away for milliseconds at a time, and a neighbor on the same core
+slows it for a second and more. So a sample lasts half a millisecond (one call where a call is
+longer) and is told in the time that the thread itself ran; samples are taken in rounds, and rounds
+go on until two of them reach the same least time while a reference load runs at its best speed.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..row import Latency
+from .sample import Step, burst, calls_per_sample, times
+
+ROUNDS = 6  # that the time asked for is spent in
+LEAST_ROUNDS = 3
+MAX_OVERTIME = 12  # times the time asked for, of the wall's clock
+SETTLED = 1.03  # two rounds reach the same least time where they are closer than this
+CALM = 1.1  # of the reference load's best time: the machine runs at its own speed
+
+
+class Round(NamedTuple):
+    """Samples taken one right after the other."""
+
+    seconds: list[float]  # of one call, sample by sample
+    spent: float  # seconds of all calls
+    disturbed: int  # samples that the system interrupted, or that were thrown away
+    calm: bool  # the machine ran at its own speed
+
+
+def latency(step: Step, seconds: float) -> Latency:
+    """What a pass costs on the CPU."""
+    calls, load = calls_per_sample(step), ReferenceLoad.shared()
+
+    def take() -> Round:
+        load.begin()
+        samples = burst(step, calls, seconds / ROUNDS)
+        spent = calls * sum(sample.processor for sample in samples)
+        disturbed = sum(sample.preempted for sample in samples)
+        return Round(times(samples), spent, disturbed, load.calm())
+
+    return rounds(take, seconds)
+
+
+def rounds(take: Callable[[], Round], seconds: float) -> Latency:
+    """Rounds worth `seconds`, and as many more as it takes to settle, within the overtime."""
+    found = [take()]
+    end = time.perf_counter() + MAX_OVERTIME * seconds
+    while time.perf_counter() < end or len(found) < LEAST_ROUNDS:
+        found.append(take())
+        if (
+            len(found) >= LEAST_ROUNDS
+            and settled(found)
+            and sum(one.spent for one in found) >= seconds
+        ):
+            break
+    every = [s for one in found for s in one.seconds]
+    return summary(every, sum(one.disturbed for one in found), settled(found))
+
+
+def settled(found: Sequence[Round]) -> bool:
+    """Whether the two best of the calm rounds reached the same least time."""
+    best = sorted(min(one.seconds) for one in found if one.calm and one.seconds)
+    return len(best) > 1 and best[1] <= SETTLED * best[0]
+
+
+def summary(seconds: Sequence[float], disturbed: int, settled: bool) -> Latency:
+    """The samples as a latency in milliseconds."""
+    ms = sorted(1e3 * each for each in seconds)
+    fifths = statistics.quantiles(ms, n=5, method="inclusive") if len(ms) > 1 else 4 * ms
+    return Latency(
+        best=ms[0],
+        p20=fifths[0],
+        median=statistics.median(ms),
+        p80=fifths[3],
+        samples=len(ms),
+        disturbed=disturbed,
+        settled=settled,
+    )
+
+
+class ReferenceLoad:
+    """A small fixed piece of work, timed around each round: is the machine at its best speed?"""
+
+    _shared: "ReferenceLoad | None" = None
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.matrix = torch.randn(96, 96, generator=generator)
+        self.row = torch.randn(2, 96, generator=generator)
+        self.least = math.inf
+        self._before = math.inf
+        for _ in range(20):
+            self.time()
+
+    @classmethod
+    def shared(cls) -> "ReferenceLoad":
+        """The one of this process: its best time is that of the whole run."""
+        cls._shared = cls._shared or cls()
+        return cls._shared
+
+    def begin(self) -> None:
+        """Before a round."""
+        self._before = self.time()
+
+    def calm(self) -> bool:
+        """After a round: whether the load ran at its best speed before and after it."""
+        return max(self._before, self.time()) <= CALM * self.least
+
+    def time(self) -> float:
+        """Seconds that it takes now."""
+        found = min(times(burst(self._work, 1, 0.0, 3)))
+        self.least = min(self.least, found)
+        return found
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            for _ in range(3):
+                product = self.matrix @ self.matrix
+            for _ in range(10):
+                product = (self.row @ self.matrix).sigmoid()
+            del product

@@ -1,0 +1,140 @@
+"""What this machine can do at best, and how much of a row's time its limits explain.
+
+Three times bound a pass from below: its least bytes at the rate the memory moves them, the
+multiply-adds it runs at the rate of a large matrix product, its operator calls at the cost of an
+empty one. The highest explains a fraction of the pass's time. The memory's rate depends on how much
+is moved: what fits a cache moves at the cache's rate. So copies of many sizes are timed, and a row
+is held to the best rate seen at its own size or above. A row that beats its roof shows that the
+roof was measured too low, and raises it.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from ..._torch import TorchDispatchMode
+from ..passes import Pass
+from ..row import Roof
+from ..settings import Settings
+from . import clock, cuda, sample
+
+FOOTPRINTS = tuple(2**k for k in (15, 18, 20, 22, 24, 26, 28))  # bytes read and written by a copy
+LARGE_FOOTPRINTS = (2**30, 2**32)  # on CUDA, which needs that many for its sustained rate
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of the square matrices
+SECONDS = 0.03  # for one measurement
+
+
+class Work(NamedTuple):
+    """What a pass over the whole batch has to do, and the seconds it takes."""
+
+    bytes: int
+    macs: int
+    calls: int
+    seconds: float
+
+
+def verdict(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
+    """The row's fields: this machine's roofs, and for each pass the highest bound's share."""
+    threads = torch.get_num_threads()
+    launch = _launch(settings.device, settings.mode, threads)
+    rates = _copies(settings.device, threads)
+    size = min(work.bytes for work in works.values())
+    nearest = max((f for f in rates if f <= size), default=min(rates))
+    bandwidth = max(rate for f, rate in rates.items() if f >= nearest)
+    macs = _products(settings.device, settings.computed, threads)
+    for work in works.values():
+        bandwidth = max(bandwidth, work.bytes / work.seconds)
+        macs = max(macs, work.macs / work.seconds)
+        launch = min(launch, work.seconds / max(work.calls, 1))
+    fields: dict[str, Any] = {
+        "roof_bandwidth": bandwidth,
+        "roof_macs": macs,
+        "roof_launch_us": 1e6 * launch,
+    }
+    for name, work in works.items():
+        bounds: dict[Roof, float] = {
+            "bandwidth": work.bytes / bandwidth,
+            "compute": work.macs / macs,
+            "launch": work.calls * launch,
+        }
+        roof = max(bounds, key=lambda key: bounds[key])
+        fraction = min(1.0, bounds[roof] / work.seconds)
+        fields |= {f"roof_{name}": roof, f"roof_{name}_fraction": fraction}
+    return fields
+
+
+def calls(one: Pass, settings: Settings) -> int:
+    """Operators that a pass calls; a compiled block or a graph is one call."""
+    if settings.mode != "eager":
+        return 1
+    counter = _Counter()  # type: ignore[no-untyped-call]
+    with one.ready() as step, counter:
+        step()
+    return counter.calls
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += not getattr(func, "is_view", False)
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def _copies(device: str, threads: int) -> Mapping[int, float]:
+    """Bytes per second of a copy, by the bytes that it reads and writes."""
+    sizes = FOOTPRINTS + (LARGE_FOOTPRINTS if torch.device(device).type == "cuda" else ())
+    source = torch.ones(sizes[-1] // 2, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return {
+        size: size / best(functools.partial(target[: size // 2].copy_, source[: size // 2]), device)
+        for size in sizes
+    }
+
+
+@functools.cache
+def _products(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Multiply-adds per second of the best square matrix product, up to where one takes long."""
+    most = 0.0
+    for side in SIDES:
+        a = torch.randn(side, side, device=device).to(dtype)
+        seconds = best(functools.partial(torch.mm, a, a), device)
+        most = max(most, side**3 / seconds)
+        if seconds > SECONDS / 4:
+            break
+    return most
+
+
+@functools.cache
+def _launch(device: str, mode: str, threads: int) -> float:
+    """Seconds of one call on a single number: of an operator, a compiled function or a graph."""
+    one = torch.ones(1, device=device)
+
+    def step() -> Any:
+        return one + 1
+
+    if mode == "compiled":
+        return best(torch.compile(step), device)
+    return best(cuda.captured(step, device) if mode == "cudagraph" else step, device)
+
+
+def best(step: sample.Step, device: str) -> float:
+    """Seconds of the fastest of many short samples, as a row's own are taken."""
+    with torch.inference_mode():
+        if torch.device(device).type == "cuda":
+            return min(cuda.samples(step, device, SECONDS)) / 1e3
+        calls, found = sample.calls_per_sample(step), math.inf
+        end = time.perf_counter() + clock.MAX_OVERTIME * SECONDS
+        load = clock.ReferenceLoad.shared()
+        for _ in range(clock.MAX_OVERTIME):
+            load.begin()
+            samples = sample.burst(step, calls, SECONDS)
+            found = min(found, *sample.times(samples))
+            if load.calm() or time.perf_counter() > end:
+                break
+        return found

@@ -1,0 +1,89 @@
+"""Samples of a step on the CPU; standard library alone, for processes of other versions."""
+
+import contextlib
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+SAMPLE_SECONDS = 5e-4
+LONG = 0.02  # seconds of a call that one trial is enough for
+
+Step = Callable[[], Any]
+
+
+class Sample(NamedTuple):
+    """One block of calls, in seconds of one call."""
+
+    wall: float
+    processor: float  # the time that this thread ran
+    preempted: bool  # the system gave the processor to another
+    waited: bool  # the thread gave it away itself: it slept, or waited for other threads
+
+
+def times(samples: Sequence[Sample]) -> list[float]:
+    """Seconds of one call: those that the thread ran.
+
+    Where most samples waited by themselves, for other threads say, waiting is part of the pass:
+    then it is the wall's, of samples that were not interrupted as far as there are any.
+    """
+    if 2 * sum(sample.waited for sample in samples) <= len(samples):
+        return [sample.processor for sample in samples]
+    return [s.wall for s in samples if not s.preempted] or [s.wall for s in samples]
+
+
+def calls_per_sample(step: Step) -> int:
+    """How many calls fill a sample, told by the shortest of three."""
+    once = times(burst(step, 1, 0.0))[0]
+    if once < LONG:
+        once = min(times(burst(step, 1, 0.0, 3)))
+    return max(1, math.floor(SAMPLE_SECONDS / max(once, 1e-7)))
+
+
+def burst(step: Step, calls: int, seconds: float, least: int = 1) -> list[Sample]:
+    """Samples one after the other, for so many seconds of their own, with no collection."""
+    found: list[Sample] = []
+    spent = 0.0
+    with uncollected():
+        while len(found) < least or spent < seconds:
+            found.append(_sample(step, calls))
+            spent += calls * times(found[-1:])[0]
+    return found
+
+
+def _sample(step: Step, calls: int) -> Sample:
+    switches = _switches()
+    wall, processor = time.perf_counter(), time.thread_time()
+    for _ in range(calls):
+        step()
+    processor, wall = time.thread_time() - processor, time.perf_counter() - wall
+    own, taken = (b - a for a, b in zip(switches, _switches(), strict=True))
+    lost = not own and wall > 1.05 * processor + 2e-5
+    return Sample(wall / calls, processor / calls, taken > 0 or lost, own > 0)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Within it Python collects no garbage."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _switches() -> tuple[int, int]:
+    """How often this thread gave its processor away, and how often it was taken from it.
+
+    Zeros where the system does not tell: there wall time beyond the thread's own tells.
+    """
+    if sys.platform != "linux":
+        return 0, 0
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_nvcsw, usage.ru_nivcsw

@@ -5,11 +5,11 @@ from typing import Any
 
 from attnzoo.bench.row import Latency, Row
 
-MS = Latency(median=1.0, p20=0.95, p80=1.05, samples=100, pulse_us=500.0)
+MS = Latency(best=1.0, p20=1.05, median=1.1, p80=1.3, samples=100, disturbed=3, settled=True)
 
 
-def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
-    """A measured row of a block with `c` channels, some fields changed."""
+def row(block: str = "se", at: float = 1.0, *, c: int = 64, **changed: Any) -> Row:
+    """A measured row of a block with `c` channels, `at` times as slow, some fields changed."""
     return replace(
         Row(
             block=block,
@@ -27,14 +27,20 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
             python="3.12.1",
             attnzoo="0.1.0",
             params=512,
-            macs=512,
-            macs_executed=512,
+            macs=1_234_567,
+            macs_executed=1_234_567,
+            macs_executed_training=3 * 1_234_567,
             elementwise=30_000,
+            elementwise_training=80_000,
+            fvcore_macs=1_200_000,
+            fvcore_misses={"scaled_dot_product_attention": 34_567},
             bytes_forward=200_000,
             bytes_training=400_000,
-            latency_forward=MS,
-            latency_train_forward=MS,
-            latency_training=MS,
+            latency_forward=slower(MS, at),
+            latency_train_forward=slower(MS, 1.5 * at),
+            latency_training=slower(MS, 3 * at),
+            latency_forward_device=None,
+            latency_training_device=None,
             latency_forward_cold=None,
             latency_training_cold=None,
             compile_seconds=None,
@@ -44,11 +50,12 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
             roof_macs=1e11,
             roof_launch_us=2.0,
             roof_forward="launch",
+            roof_forward_fraction=0.12,
             roof_training="bandwidth",
-            roof_forward_fraction=None,
-            roof_training_fraction=0.25,
+            roof_training_fraction=0.35,
             checked_error=1e-7,
             checked_limit=1e-3,
+            load=0.5,
             sm_clock_mhz=None,
             throttle=None,
         ),
@@ -58,5 +65,5 @@ def row(block: str = "se", *, c: int = 64, **changed: Any) -> Row:
 
 def slower(latency: Latency, factor: float) -> Latency:
     """The same distribution, every sample longer by a factor."""
-    m, p20, p80 = latency.median * factor, latency.p20 * factor, latency.p80 * factor
-    return replace(latency, median=m, p20=p20, p80=p80)
+    times = {name: factor * getattr(latency, name) for name in ("best", "p20", "median", "p80")}
+    return replace(latency, **times)

@@ -1,189 +1,187 @@
-"""Comparing two runs: what moved is named, and noise alone moves nothing."""
+"""Comparing: the sampler and its verdict, processes of two checkouts, and two result files."""
 
 import json
-import math
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+import attnzoo
 from attnzoo import cli
-from attnzoo.bench import results
-from attnzoo.bench.compare import Change, compare
-from attnzoo.bench.row import Failure, Row
+from attnzoo.bench import store
+from attnzoo.bench.compare import pairing, session, sides
+from attnzoo.bench.compare.interleave import ORDER, Timing, decided, interleave
+from attnzoo.bench.compare.session import Moved, confirmed
+from attnzoo.bench.row import Failure, Result
+from attnzoo.bench.settings import Settings
 
-from synthetic import MS, row, slower
+from synthetic import row, slower
 
-BLOCKS = [f"block{i}" for i in range(21)]
-
-
-def verdicts(changes: list[Change]) -> dict[str, str]:
-    return {change.quantity: change.verdict for change in changes if change.verdict != "same"}
-
-
-def test_a_run_equals_itself() -> None:
-    rows = [row(), row(c=32), row(dtype="bfloat16"), Failure(block="cbam", error="ValueError: why")]
-    changes = compare(rows, rows)
-    assert {c.verdict for c in changes} == {"same", "fails still"}
-    assert not any(c.regression for c in changes)
-    assert [c.row for c in changes if c.quantity == "latency_forward_ms"] == [
-        "se c=64 shape=2x64x14x14 dtype=float32",
-        "se c=32 shape=2x32x14x14 dtype=float32",
-        "se c=64 shape=2x64x14x14 dtype=bfloat16",
-        "cbam",
-    ]
+TOLERANCE = 0.07
+PACKAGE = Path(attnzoo.__file__).parent
 
 
-def test_a_slower_pass_is_named_and_a_faster_one_is_no_regression() -> None:
-    slow = row(latency_training=slower(MS, 1.3))
-    assert verdicts(compare([row()], [slow])) == {"latency_training_ms": "slower"}
-    assert [c.regression for c in compare([row()], [slow]) if c.verdict == "slower"] == [True]
-    assert verdicts(compare([slow], [row()])) == {"latency_training_ms": "faster"}
-    assert not any(c.regression for c in compare([slow], [row()]))
-
-
-def test_tolerance_is_what_may_be_lost() -> None:
-    slow = row(latency_forward=slower(MS, 1.3))
-    assert verdicts(compare([row()], [slow], tolerance=0.35)) == {}
-    rows = [row(block) for block in BLOCKS]  # a run that repeats another to the digit
-    pair = rows, [replace(rows[0], latency_forward=slower(MS, 1.05)), *rows[1:]]
-    assert verdicts(compare(*pair)) == {}
-    assert verdicts(compare(*pair, tolerance=0.02)) == {"latency_forward_ms": "slower"}
-
-
-def test_a_slower_machine_is_taken_out() -> None:
-    """Everything, the pulse too, takes 1.4 times as long: nothing moved."""
-    late = replace(slower(MS, 1.4), pulse_us=1.4 * MS.pulse_us)
-    busy = row(latency_forward=late, latency_training=late)
-    assert verdicts(compare([row()], [busy])) == {}
-    still = replace(busy, latency_forward=replace(late, median=MS.median))
-    assert verdicts(compare([row()], [still])) == {"latency_forward_ms": "faster"}
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_noise_alone_moves_nothing_and_a_planted_row_stands_out(seed: int) -> None:
-    """Two runs of a machine that is up to twice as slow now and then; the pulse tells nearly."""
+def busy(seed: int) -> Callable[[float], float]:
+    """A machine that is undisturbed for a fifth of the samples, and else up to three times slow."""
     random = Random(seed)
-
-    def noisy(block: str) -> Row:
-        busy = random.uniform(1, 2)
-        beside = [busy * math.exp(random.gauss(0, 0.025)) * MS.pulse_us for _ in range(2)]
-        return row(
-            block,
-            latency_forward=replace(slower(MS, busy), pulse_us=beside[0]),
-            latency_training=replace(slower(MS, busy), pulse_us=beside[1]),
-        )
-
-    old, new = ([noisy(block) for block in BLOCKS] for _ in range(2))
-    assert not any(c.regression for c in compare(old, new, tolerance=0.15))
-    planted = slower(new[seed].latency_forward, 1.5)
-    new[seed] = replace(new[seed], latency_forward=planted)
-    (found,) = [c for c in compare(old, new, tolerance=0.15) if c.regression]
-    assert (found.row, found.quantity) == (BLOCKS[seed], "latency_forward_ms")
+    return lambda seconds: seconds * max(1.0, random.uniform(0.5, 3.0)) * random.uniform(1.0, 1.01)
 
 
-def test_a_change_to_all_rows_is_told() -> None:
-    """What every row shares got slower, the pulse did not."""
-    old = [row(block) for block in BLOCKS]
-    late = slower(MS, 1.3)
-    new = [replace(one, latency_forward=late, latency_training=late) for one in old]
-    (whole,) = [c for c in compare(old, new) if c.regression]
-    assert whole.row == "all rows"
+def measured(machine: Callable[[float], float], b: float, seconds: float = 1e-3) -> Timing:
+    true = {"a": seconds, "null": seconds, "b": b * seconds}
+    sides = {n: lambda k, t=t: [machine(t) for _ in range(k)] for n, t in true.items()}
+    return interleave(sides, TOLERANCE)
 
 
-def test_exact_quantities_are_exact_and_memory_has_the_tolerance() -> None:
-    new = row(params=513, macs=500, bytes_forward=200_001, memory_saved_bytes=1099)
-    changes = compare([row()], [new])
-    assert verdicts(changes) == {
-        "params": "more",
-        "macs": "less",
-        "bytes_forward": "more",
-        "memory_saved_bytes": "more",
-    }
-    assert not any(c.regression for c in changes)
-    more = compare([row()], [row(memory_saved_bytes=1101)])
-    assert [c.quantity for c in more if c.regression] == ["memory_saved_bytes"]
+@pytest.mark.parametrize("seed", range(40))
+def test_a_tenth_is_found_and_nothing_is_not(seed: int) -> None:
+    machine = busy(seed)
+    assert measured(machine, 1.0).verdict(TOLERANCE) == "same"
+    assert measured(machine, 1.1).verdict(TOLERANCE) == "slower"
+    assert measured(machine, 1 / 1.2).verdict(TOLERANCE) == "faster"
 
 
-def test_a_block_that_had_a_time_and_fails_is_a_regression() -> None:
-    identity = json.loads(row().identity())
-    known = {k: v for k, v in identity.items() if k not in ("schema", "block")}
-    for failed in (
-        Failure(block="se", error="RuntimeError: no", known=known),
-        Failure(block="se", error="RuntimeError: no"),
-    ):
-        (change,) = [
-            c for c in compare([row(), row("cbam")], [failed, row("cbam")]) if c.row == "se"
-        ]
-        assert (change.verdict, change.regression) == ("fails", True)
-        (change,) = [
-            c for c in compare([failed, row("cbam")], [row(), row("cbam")]) if c.row == "se"
-        ]
-        assert (change.verdict, change.regression) == ("works", False)
+def test_samples_alternate_and_each_side_has_forty() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> Callable[[int], list[float]]:
+        return lambda count: order.extend([name] * count) or [1e-3] * count  # type: ignore[func-returns-value]
+
+    found = interleave({name: side(name) for name in ("a", "null", "b")}, TOLERANCE)
+    assert found.samples == 40
+    assert order[::5][:6] == list(ORDER)
+    assert list(ORDER) == list(reversed(ORDER))
 
 
-def test_rows_of_one_side_are_shown() -> None:
-    changes = compare([row(), row("cbam")], [row(), row("eca")])
-    assert {c.row: c.verdict for c in changes if c.verdict != "same"} == {
-        "cbam": "gone",
-        "eca": "added",
-    }
-    with pytest.raises(ValueError, match="no row in common"):
-        compare([row("cbam")], [row("eca")])
-    with pytest.raises(ValueError, match="NEW has two rows of se alike"):
-        compare([row()], [row(), row()])
+def test_a_long_call_is_sampled_less_and_a_doubtful_one_more() -> None:
+    assert measured(lambda s: s, 1.0, seconds=1.0).samples < 20
+    assert measured(lambda s: s, 1.06).samples == 160
+
+
+def test_what_the_null_copy_moved_is_no_change() -> None:
+    assert Timing(1.0, 1.01, 1.1, 40).verdict(TOLERANCE) == "slower"
+    assert Timing(1.0, 1.12, 1.1, 40).verdict(TOLERANCE) == "same"
+    assert Timing(1.0, 0.85, 1.1, 40).verdict(TOLERANCE) == "same"
+    assert not decided(Timing(1.0, 1.05, 1.0, 40), TOLERANCE)
+
+
+def test_a_change_must_be_there_twice() -> None:
+    first = Moved("se", "forward", Timing(1.0, 1.0, 1.2, 40), "slower")
+    same = Moved("se", "forward", Timing(1.0, 1.0, 1.0, 40), "same")
+    assert confirmed(first, None, TOLERANCE).verdict == "slower"
+    assert confirmed(first, first, TOLERANCE).verdict == "slower"
+    assert confirmed(first, same, TOLERANCE).verdict == "same"
+
+
+PLANTED = """
+import time
+_right = SE.forward
+def _slow(self, x):
+    start = time.thread_time()
+    y = _right(self, x)
+    end = time.thread_time() + 0.5 * (time.thread_time() - start)
+    while time.thread_time() < end:
+        pass
+    return y
+SE.forward = _slow
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    skipped = shutil.ignore_patterns("__pycache__", "golden")
+    shutil.copytree(PACKAGE, folder / "attnzoo", ignore=skipped)
+    file = folder / "attnzoo" / "blocks" / "se.py"
+    file.write_text(file.read_text() + PLANTED)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_slow_down_in_a_checkout_is_found(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", str(PACKAGE.parent), str(checkout), "se"]) == 1
+    head, forward, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["block", "pass", "A", "ms", "B", "ms", "B", "/", "A", "null", "verdict"]
+    assert forward.endswith("REGRESSION slower")
+    assert 1.3 < float(forward.split()[4]) < 1.8
+
+
+def test_each_side_runs_its_own_code(checkout: Path) -> None:
+    child = sides.Code("b", Path(sys.executable), checkout).start()
+    job = session.Job(
+        block="se",
+        config={"c": 16},
+        at=attnzoo.InputSize(),
+        settings=Settings(),
+    )
+    try:
+        answer = session._load(job, child, checkout)
+        assert answer["from"] == str(checkout / "attnzoo" / "__init__.py")
+        assert answer["params"] == 32
+        wrong = session._load(replace(job, config={"c": 16, "reduction": 99}), child, checkout)
+        assert "reduction" in wrong["error"]
+    finally:
+        child.close()
 
 
 @pytest.mark.parametrize(
-    "changed",
-    [
-        {"device_name": "another"},
-        {"device": "cuda:0"},
-        {"threads": 1},
-        {"torch": "2.6.0"},
-        {"python": "3.10.0"},
-        {"dtype": "float16"},
-        {"autocast": True},
-        {"channels_last": True},
-        {"mode": "compiled"},
-    ],
+    ("word", "message"),
+    [("no-such-revision", "no file, no folder and no git revision"), (".", "a folder without")],
 )
-def test_different_runs_are_refused_unless_told(changed: dict[str, object]) -> None:
-    (name,) = changed
-    other = row(**changed, latency_forward=slower(MS, 1.5))
-    with pytest.raises(ValueError, match=f"differ in {name}: .*--allow-different"):
-        compare([row()], [other])
-    changes = compare([row()], [other], allow_different=True)
-    assert verdicts(changes) == {"latency_forward_ms": "slower"}
+def test_a_side_that_is_nothing(
+    word: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message), sides.opened(word):
+        pass
 
 
-def test_two_versions_of_attnzoo_are_what_one_compares() -> None:
-    assert verdicts(compare([row()], [row(attnzoo="0.2.0")])) == {}
+def verdicts(a: list[Result], b: list[Result]) -> dict[str, tuple[str, bool]]:
+    found = pairing.compare(a, b, tolerance=0.1)
+    return {c.quantity: (c.verdict, c.regression) for c in found if c.verdict != "same"}
 
 
-def command(old: list[Row], new: list[Row], folder: Path, *words: str) -> int:
-    for name, rows in (("old", old), ("new", new)):
-        (folder / name).mkdir(exist_ok=True)
-        results.save(folder / name / "bench.json", rows)
-    return cli.main(["compare", str(folder / "old"), str(folder / "new" / "bench.json"), *words])
+def test_files_counts_are_exact_memory_has_a_tolerance_and_times_a_quarter() -> None:
+    old = row()
+    assert verdicts([old], [old]) == {}
+    assert verdicts([old], [replace(old, latency_forward=slower(old.latency_forward, 1.24))]) == {}
+    late = replace(old, latency_forward=slower(old.latency_forward, 1.26))
+    assert verdicts([old], [late]) == {"latency_forward_ms": ("slower", True)}
+    assert verdicts([late], [old]) == {"latency_forward_ms": ("faster", False)}
+    new = row(params=513, macs=500, memory_saved_bytes=1099)
+    assert verdicts([old], [new]) == {
+        "params": ("more", False),
+        "macs": ("less", False),
+        "memory_saved_bytes": ("more", False),
+    }
+    assert verdicts([old], [row(memory_saved_bytes=1101)])["memory_saved_bytes"] == ("more", True)
 
 
-def test_the_command_tells_and_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    slow = row(latency_forward=slower(MS, 1.3))
-    assert command([row()], [row()], tmp_path) == 0
-    assert "nothing moved" in capsys.readouterr().out
-    assert command([row(), row("eca")], [slow, row("eca", params=3)], tmp_path) == 1
-    text = capsys.readouterr().out
-    assert "1.30 (1.09 to 1.55)" in text
-    assert "slower" in text
-    assert "512 -> 3" in " ".join(text.split())
-    assert command([row()], [slow], tmp_path, "--tolerance", "0.5") == 0
-    assert command([slow], [row()], tmp_path) == 0
-    capsys.readouterr()
-    assert command([row()], [row(torch="2.6.0")], tmp_path) == 2
-    assert "differ in torch: 2.15.0 and 2.6.0" in capsys.readouterr().err
-    assert command([row()], [row(torch="2.6.0")], tmp_path, "--allow-different") == 0
-    assert command([row()], [row()], tmp_path, "--tolerance", "-1") == 2
-    assert cli.main(["compare", str(tmp_path / "old"), str(tmp_path / "nothing")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+def test_files_that_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match=r"differ in threads: 2 and 1\. --allow-different"):
+        pairing.compare([row()], [row(threads=1)], tolerance=0.1)
+    with pytest.raises(ValueError, match="no row in common"):
+        pairing.compare([row()], [row("cbam")], tolerance=0.1)
+    with pytest.raises(ValueError, match="B has two rows of se"):
+        pairing.compare([row()], [row(), row()], tolerance=0.1)
+
+
+def test_files_a_block_that_fails_is_a_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {k: v for k, v in json.loads(row().identity()).items() if k not in ("schema", "block")}
+    failed = Failure(block="se", error="RuntimeError: no", known=known)
+    for name, result in (("a", row()), ("b", failed)):
+        (tmp_path / name).mkdir()
+        store.append(store.file_of(tmp_path / name), result)
+    assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    out = capsys.readouterr().out
+    assert "REGRESSION fails" in out
+    assert "times only past 25%" in out
+    assert cli.main(["compare", str(tmp_path / "b"), str(tmp_path / "a")]) == 0

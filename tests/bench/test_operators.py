@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.bench import run
+from attnzoo.bench import job, run
+from attnzoo.bench.row import Failure
+from attnzoo.bench.settings import Settings
 from attnzoo.cost import counter, operators
 from attnzoo.registry import find
 from attnzoo.testing.work import work
@@ -76,8 +78,8 @@ def test_an_uncounted_operator_fails_its_row(monkeypatch: pytest.MonkeyPatch) ->
     block = find("se").cls
     right = block.forward
     monkeypatch.setattr(block, "forward", lambda self, x: doubled(right(self, x)) / 2)
-    (row,) = run.table(["se"], run.Settings(min_time=0.01))
-    assert isinstance(row, run.Failure)
+    row = run.perform(job.example_job("se", {}, Settings(size=4, min_time=0.01)))
+    assert isinstance(row, Failure)
     assert "UncountedOperatorError: operator attnzoo_tests.doubled.default is" in row.error
 
 

@@ -1,7 +1,6 @@
 """The study of peers: equal work is called equal, other arithmetic labeled, absence worded."""
 
 import json
-import statistics
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,7 +49,7 @@ def checkout(folder: Path, factor: str) -> Path:
 
 
 def upstream_row(folder: Path) -> dict[str, object]:
-    options = peers._parser().parse_args(["--upstream", str(folder), "--min-time", "0.01"])
+    options = peers._parser().parse_args(["--upstream", str(folder)])
     (peer,) = (p for p in PEERS if p.source == "moskomule/senet.pytorch")
     return peers.measured(peer, options)
 
@@ -71,7 +70,7 @@ def test_timm_computes_the_same_with_the_same_weights(peer: Peer) -> None:
 def test_the_study_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--blocks", "se", "--c", "32", "--size", "5", "--min-time", "0.001"]
+    words = ["--blocks", "se", "--c", "32", "--size", "5"]
     status = peers.main([*words, "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "peers.json").read_text())
     assert status == any("error" in row for row in rows)
@@ -81,8 +80,8 @@ def test_the_study_writes_what_it_prints(
     assert rows[0]["version"] == version("timm")
     for key in ("forward", "training"):
         timed = rows[0][key]
-        assert 0 < timed["ratio_low"] <= timed["ratio"] <= timed["ratio_high"]
-        assert timed["pairs"] >= peers.LEAST_PAIRS
+        assert timed["ratio"] == timed["theirs_ms"] / timed["ours_ms"] > 0
+        assert timed["samples"] >= 40
     text = (tmp_path / "peers.md").read_text()
     assert text in capsys.readouterr().out
     assert "| se | timm SEModule" in text
@@ -132,19 +131,6 @@ def test_a_block_without_peers_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "no peer of nope is known; there are peers of cbam" in capsys.readouterr().err
 
 
-def test_interval_of_the_median() -> None:
-    ratio, low, high = peers.interval(range(101))
-    assert (ratio, low, high) == (50, 40, 60)
-    assert peers.interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-
-
-def test_interval_holds_the_median_as_often_as_it_says() -> None:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(2000, 40, generator=generator).exp().tolist()
-    held = [low <= 1 <= high for _, low, high in map(peers.interval, samples)]
-    assert 0.94 <= statistics.mean(held) <= 0.99
-
-
 def test_a_slower_side_is_seen() -> None:
     matrix = torch.randn(200, 200)
 
@@ -155,6 +141,6 @@ def test_a_slower_side_is_seen() -> None:
         for _ in range(6):
             once()
 
-    timed = peers.compared(once, often, "cpu", 0.05)
+    timed = peers.compared(once, often, "cpu")
     assert timed["ratio"] > 2
-    assert peers.compared(often, once, "cpu", 0.05)["ratio"] < 0.5
+    assert peers.compared(often, once, "cpu")["ratio"] < 0.5

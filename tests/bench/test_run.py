@@ -1,7 +1,11 @@
-"""Rows: what they say, what a run survives, and no time for a block that is wrong."""
+"""One row from end to end, the sizes it is measured at, and the command around it."""
 
 import json
-import weakref
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,254 +13,223 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
-from attnzoo import registry
-from attnzoo.bench import run, timing
-from attnzoo.bench.row import IDENTITY, LATENCIES, Failure, Latency, Row, from_json
+from attnzoo import cli, registry
+from attnzoo.bench import job, report, runner, settings, sweep
+from attnzoo.bench.row import Failure, Row, from_json
+from attnzoo.bench.settings import Settings
 from attnzoo.registry import find
 
-QUICK = run.Settings(size=9, min_time=0.01)
+SMALL = ("--time", "0.005", "--batch", "2", "--size", "7", "--c", "16")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """A second one waits for a core of a busy machine at every operator."""
-    torch.set_num_threads(1)
+def bench(*words: str) -> int:
+    return cli.main(["bench", *SMALL, *words])
 
 
-@pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that forgets what the test put in."""
-    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def row() -> Row:
-    return attnzoo.measure("se", c=48, reduction=8, size=(5, 6), batch=3, threads=1, min_time=0.01)
-
-
-def test_measure_gives_one_row(row: Row) -> None:
-    assert row.config == {"c": 48, "reduction": 8, "bias": False}
-    assert row.shape == {"x": [3, 48, 5, 6]}
-    assert row.params == row.macs == row.macs_executed == 2 * 48 * 6
-    pixels = 3 * 48 * 5 * 6
-    assert row.bytes_forward == 4 * (2 * pixels + row.params)
-    assert row.bytes_training == 2 * row.bytes_forward
-    assert (row.device, row.dtype, row.mode, row.threads) == ("cpu", "float32", "eager", 1)
-    assert not row.autocast
-    assert not row.channels_last
-    assert 0 < row.checked_error < row.checked_limit
-    for key in ("compile_seconds", "memory_peak_bytes", "sm_clock_mhz", "throttle"):
-        assert getattr(row, key) is None
-    assert row.latency_forward_cold is None
-    assert row.latency_training_cold is None
-
-
-def test_intervals_hold_their_medians(row: Row) -> None:
-    for latency in (row.latency_forward, row.latency_train_forward, row.latency_training):
-        assert isinstance(latency, Latency)
-        assert 0 < latency.p20 <= latency.median <= latency.p80
-        assert latency.samples >= timing.LEAST
-    assert row.latency_forward.pulse_us > 0
-
-
-def test_a_row_survives_json(row: Row) -> None:
-    data = json.loads(json.dumps(row.to_json()))
-    assert from_json(data) == row
-    assert from_json(data).identity() == row.identity()
-    assert {f"{name}{end}" for name in LATENCIES for end in ("_ms", "_p20_ms", "_p80_ms")} <= set(
-        data
+def test_a_row_says_what_it_measured() -> None:
+    row = attnzoo.measure("se", c=32, batch=3, size=(5, 7), min_time=0.005)
+    assert row.shape == {"x": [3, 32, 5, 7]}
+    assert row.config == {"c": 32, "reduction": 16, "bias": False}
+    assert (row.params, row.macs, row.macs_executed, row.macs_executed_training) == (
+        128,
+        128,
+        128,
+        384,
     )
-    assert data["latency_forward_cold_samples"] is None
-    with pytest.raises(ValueError, match="schema=2 must be 1"):
-        from_json({**data, "schema": 2})
-    with pytest.raises(ValueError, match=r"too much or too few: \{'speed'\}"):
-        from_json({**data, "speed": 1})
-    del data["macs"]
-    with pytest.raises(ValueError, match=r"too much or too few: \{'macs'\}"):
-        from_json(data)
+    assert row.bytes_forward == 4 * (2 * 3 * 32 * 5 * 7 + 128)
+    assert row.fvcore_macs == 128
+    assert row.threads == 1
+    assert 0 < row.latency_forward.best <= row.latency_forward.p20 <= row.latency_forward.p80
+    assert row.latency_forward.best < row.latency_training.best
+    assert from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
-def test_a_task_knows_the_identity_of_its_row_and_of_its_failure() -> None:
-    good, bad = run.tasks(["se"], QUICK, [{"c": 32}, {"c": 2}])
-    done, failed = run.perform(good), run.perform(bad)
-    assert isinstance(done, Row)
-    assert isinstance(failed, Failure)
-    assert good.identity() == done.identity()
-    assert bad.identity() == failed.identity() != good.identity()
-    written = json.loads(json.dumps(failed.to_json()))
-    assert from_json(written) == failed
-    assert written["error"].startswith("ValueError: reduction=16")
-    assert set(written) == {"error", *IDENTITY}
+def test_a_saved_output_is_not_the_blocks_and_what_lies_between_is() -> None:
+    """SE saves its pooled means, hidden layer, gate and logits; input and output are outside."""
+    row = attnzoo.measure("se", c=32, batch=3, size=4, min_time=0.005)
+    assert row.memory_saved_bytes == 4 * 3 * (32 + 2 + 32)
 
 
-def test_tasks_take_every_config_and_settings_once() -> None:
-    two = [run.Settings(dtype=dtype) for dtype in ("float32", "bfloat16")]
-    found = run.tasks(["se", "dtm"], two, [{"c": 32}, {"c": 64}])
-    assert [(t.block, t.config.get("c"), t.settings.dtype) for t in found] == [
-        ("se", 32, "float32"),
-        ("se", 32, "bfloat16"),
-        ("se", 64, "float32"),
-        ("se", 64, "bfloat16"),
-        ("dtm", None, "float32"),
-        ("dtm", None, "bfloat16"),
-    ]
-    assert len({t.identity() for t in found}) == len(found)
-    with pytest.raises(attnzoo.UnknownBlockError, match="did you mean"):
-        run.tasks(["se", "SENet"], two)
+def test_what_runs_is_what_is_counted() -> None:
+    """The hand-written pass is timed, so its work is counted; by hand at an odd size."""
+    row = attnzoo.measure("dilated_inception", c=8, batch=2, steps=13, min_time=0.005)
+    assert row.macs < row.macs_executed
+    widest = 7 * 8 * 8  # all branches run as one convolution of the widest kernel
+    assert row.macs_executed == 13 * widest
 
 
-def test_measure_takes_channels_by_position_and_examples_by_default() -> None:
-    assert attnzoo.measure("se", 32, min_time=0.01).config["c"] == 32
-    assert attnzoo.measure("se", min_time=0.01).config["c"] == find("se").example["c"]
+def test_a_keyword_that_the_block_has_is_the_blocks() -> None:
+    row = attnzoo.measure(
+        "trend_aware", c=16, heads=2, mode="causal", batch=2, steps=8, min_time=0.005
+    )
+    assert (row.config["mode"], row.mode) == ("causal", "eager")
+    config, chosen = settings.split(find("se"), {"mode": "compiled", "reduction": 4}, None)
+    assert (config, chosen.mode) == ({"reduction": 4}, "compiled")
+    with pytest.raises(TypeError, match="reducton"):
+        attnzoo.measure("se", c=16, reducton=4)
+    with pytest.raises(TypeError, match="size='32' must be a whole number"):
+        attnzoo.measure("cbam", size="32")
 
 
-def test_size_means_length_for_sequences() -> None:
-    settings = run.Settings(size=5)
-    for name in attnzoo.names(layout="sequence"):
-        entry = find(name)
-        if entry.layouts[0] == "sequence":
-            assert settings.input_size(entry).steps == 5
-    assert settings.input_size(find("se"))[2:] == (5, 5)
+def test_default_sizes_are_common_to_a_layout() -> None:
+    sizes: dict[str, set[str]] = {}
+    for name in attnzoo.names():
+        one = job.example_job(name, {}, Settings())
+        known = one.known()
+        if known["layout"] in settings.SIZES and one.at == settings.SIZES[known["layout"]]:
+            sizes.setdefault(known["layout"], set()).add(str(known["shape"]))
+    assert sizes["image"] == {"{'x': [8, 256, 28, 28]}"}
+    assert len(sizes["sequence"]) <= 2  # `agent` has images first
+
+
+def test_a_block_that_refuses_the_common_size_has_its_own() -> None:
+    one = job.example_job("dtm", {}, Settings())
+    assert one.at == find("dtm").input_size
+    own = job.configured_job("m_gtu", (8,), {"length": 12, "dropout": 0.0}, Settings())
+    assert (own.config["length"], own.known()["shape"]["x"][1:]) == (12, [12, 8])
+    wide = job.example_job("m_gtu", {}, Settings())
+    assert (wide.config["length"], wide.at) == (96, settings.SIZES["sequence"])
+    shape = job.example_job("se", {"c": 48}, Settings(size=9)).known()["shape"]
+    assert shape == {"x": [8, 48, 9, 9]}
+    again = job.Job.from_json(json.loads(json.dumps(own.to_json())))
+    assert again.identity() == own.identity()
+
+
+def test_sweeps() -> None:
+    swept = [sweep.parse("c=16,32"), sweep.parse("size=7,5x9")]
+    assert sweep.points(swept)[1] == {"c": 16, "size": (5, 9)}
+    shape = sweep.job_at(find("se"), Settings(), sweep.points(swept)[3]).known()["shape"]
+    assert shape == {"x": [8, 32, 5, 9]}
+    for text, message in (
+        ("c", "must be KEY=V1,V2"),
+        ("c=1,1", "each value must be there once"),
+        ("T=0", "0 is not one of the whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep.parse(text)
+    with pytest.raises(ValueError, match="each key once"):
+        sweep.points([swept[0], swept[0]])
+
+
+def test_the_command_writes_resumes_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: nn.Module, x: Tensor) -> Tensor:
+        if not x.is_meta:  # sizes are tried there before the run
+            raise KeyboardInterrupt
+        return x
+
+    monkeypatch.setattr(report, "pictures", lambda rows, folder: [])
+    out = ("--out", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(find("danet_channel").cls, "forward", interrupted)
+        assert bench("se", "danet_channel", *out) == 130
+    assert "interrupted with 1 rows; --resume goes on" in capsys.readouterr().err
+    (first,) = rows(tmp_path)
+    assert bench("se", "danet_channel", "--baseline", "se", *out, "--resume") == 0
+    assert rows(tmp_path)[0] == first
+    assert [row["block"] for row in rows(tmp_path)] == ["se", "danet_channel"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == rows(tmp_path)
+    names = {"bench.md", "bench.tex", "bench.csv", "bench.html"}
+    assert names <= {file.name for file in tmp_path.iterdir()}
+    printed = capsys.readouterr().out
+    assert "/ baseline" in printed
+    assert "1.00" in printed
+    assert bench("se", *out) == 0
+    assert len(rows(tmp_path)) == 1
+    assert (tmp_path / "previous" / "bench.jsonl").exists()
+
+
+def test_a_failure_is_told_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", "se", "cbam", *SMALL[:-1], "8", "--out", str(tmp_path)]) == 1
+    assert "attnzoo: se has no row: ValueError" in capsys.readouterr().err
+    assert ["error" in row for row in rows(tmp_path)] == [True, True]
 
 
 @pytest.mark.parametrize(
-    ("keywords", "message"),
+    ("words", "message"),
     [
-        ({"dtype": "int8"}, "dtype='int8' must be one of"),
-        ({"mode": "fast"}, "mode='fast' must be"),
-        ({"mode": "cudagraph"}, "mode='cudagraph' needs a CUDA device"),
-        ({"cold": True}, "cold=True needs a CUDA device"),
-        ({"autocast": True}, "autocast=True needs dtype='bfloat16' or 'float16', not 'float32'"),
-        ({"threads": 0}, "threads=0 must be"),
-        ({"min_time": float("nan")}, "min_time=nan must be a positive number"),
-        ({"size": 0}, "height=0 must be at least 1"),
+        (("--resume",), "--resume goes on with the run in --out DIR"),
+        (("se", "--timeout", "0"), "--timeout 0.0 must be a positive number"),
+        (("se", "--import", "no_such_module"), "--import no_such_module: No module named"),
+        (("se", "--sweep", "colour=1,2"), "--sweep='colour'"),
+        (("se", "--sweep", "c=1,2"), "--c and --sweep c: give one of the two"),
+        (("se", "--columns", "speed"), "--columns 'speed' must be of block, "),
+        (("se", "--mode", "fast"), "mode='fast' must be one of 'eager'"),
     ],
 )
-def test_impossible_settings_are_refused_in_words(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        attnzoo.measure("se", **keywords)
-
-
-def test_threads_hold_for_the_row_alone() -> None:
-    assert attnzoo.measure("se", min_time=0.01, threads=2).threads == 2
-    assert torch.get_num_threads() == 1
-
-
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_other_dtypes_are_measured(dtype: str) -> None:
-    row = attnzoo.measure("se", dtype=dtype, min_time=0.01)
-    assert row.dtype == dtype
-    if dtype != "float64":
-        wide = attnzoo.measure("se", dtype=dtype, autocast=True, min_time=0.01)
-        assert wide.autocast
-        assert wide.bytes_forward == 2 * row.bytes_forward  # float32 in and out
-
-
-class Witness(nn.Module):
-    """A gate that writes down how it is called."""
-
-    seen: list[dict[str, Any]]
-
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(c, 1, 1, 1))
-        Witness.seen = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_meta:
-            Witness.seen.append(self.state(x))
-        return torch.conv2d(x, self.scale, groups=x.shape[1])
-
-    def state(self, x: Tensor) -> dict[str, Any]:
-        return {
-            "dtype": x.dtype,
-            "autocast": torch.is_autocast_enabled("cpu"),
-            "channels_last": x.is_contiguous(memory_format=torch.channels_last),
-            "train": self.training,
-            "inference": torch.is_inference_mode_enabled(),
-            "zeros": not x.any(),
-            "accumulated": x.grad is not None or self.scale.grad is not None,
-            "threads": torch.get_num_threads(),
-        }
-
-
-def seen(**keywords: Any) -> list[dict[str, Any]]:
-    attnzoo.register("witness", layout="image", example={"c": 6})(Witness)
-    attnzoo.measure("witness", min_time=0.01, **keywords)
-    return [call for call in Witness.seen if call["dtype"] != torch.float64]
-
-
-def values(calls: list[dict[str, Any]], key: str) -> set[Any]:
-    return {call[key] for call in calls}
-
-
-@pytest.mark.usefixtures("shelf")
-def test_passes_run_as_they_say() -> None:
-    calls = seen(threads=1)
-    timed = [c for c in calls if c["inference"] or c["train"]]
-    assert len(timed) > 20
-    assert all(c["inference"] != c["train"] for c in timed)
-    assert values(calls, "threads") == {1}
-    for key in ("zeros", "accumulated", "autocast", "channels_last"):
-        assert values(timed, key) == {False}
-
-
-@pytest.mark.usefixtures("shelf")
-def test_autocast_holds_for_every_call_and_keeps_float32_inputs() -> None:
-    calls = seen(dtype="bfloat16", autocast=True)
-    assert values(calls, "dtype") == {torch.float32}
-    assert values([c for c in calls if c["inference"] or c["train"]], "autocast") == {True}
-
-
-@pytest.mark.usefixtures("shelf")
-def test_channels_last_reaches_the_block() -> None:
-    calls = seen(channels_last=True)
-    assert values([c for c in calls if c["inference"] or c["train"]], "channels_last") == {True}
-
-
-def test_channels_last_is_refused_where_there_is_no_image() -> None:
-    task = run.Task(block="mamba", config={"c": 8}, settings=run.Settings(channels_last=True))
-    failure = run.perform(task)
-    assert isinstance(failure, Failure)
-    assert failure.error.startswith(
-        "ValueError: channels_last=True needs images (B, C, H, W) alone"
-    )
-    assert failure.identity() == task.identity()
-
-
-@pytest.mark.parametrize("error", [ValueError, MemoryError, RuntimeError, KeyError, OSError])
-def test_an_error_is_a_row_and_the_run_goes_on(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+def test_misuse_is_refused_in_words(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: nn.Module, x: Tensor) -> Tensor:
-        raise error("no room for\nthis block")
-
-    monkeypatch.setattr(find("danet_channel").cls, "forward", fail)
-    failed, done = run.table(["danet_channel", "se"], QUICK)
-    assert isinstance(failed, Failure)
-    assert failed.error.startswith(error.__name__)
-    assert failed.known["shape"] == {"x": [2, 64, 9, 9]}
-    assert not any(key.endswith(("_ms", "_bytes", "macs")) for key in failed.to_json())
-    assert isinstance(done, Row)
+    assert bench(*words) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(self: nn.Module, x: Tensor) -> Tensor:
-        raise KeyboardInterrupt
+OWN = """
+import os, time, torch, attnzoo
 
-    monkeypatch.setattr(find("se").cls, "forward", stop)
-    with pytest.raises(KeyboardInterrupt):
-        next(run.table(["se"], QUICK))
+class Own(torch.nn.Module):
+    def __init__(self, c: int, act: str = "none") -> None:
+        super().__init__()
+        self.act, self.scale = act, torch.nn.Parameter(torch.ones(c, 1, 1))
+
+    def forward(self, x):
+        if not x.is_meta:
+            print("a word of the block's own")
+            acts = {"hang": lambda: time.sleep(99), "die": lambda: os._exit(7)}
+            acts.get(self.act, lambda: None)()
+        return x * self.scale
+
+attnzoo.register("own_block", Own, layout="image", example={"c": 4})
+"""
 
 
-def test_memory_of_a_failed_block_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    loads: list[weakref.ref[Tensor]] = []
+def test_a_row_that_hangs_or_dies_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
+    (tmp_path / "own_block_module.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    __import__("own_block_module")
+    performer = runner.Performer(timeout=300.0, imports=["own_block_module"])
+    options = Settings(batch=2, size=4, min_time=0.005)
 
-    def fail(self: nn.Module, x: Tensor) -> Tensor:
-        load = torch.empty(10)
-        loads.append(weakref.ref(load))
-        raise RuntimeError("out of memory")
+    def perform(act: str) -> Row | Failure:
+        return performer.perform(job.configured_job("own_block", (4,), {"act": act}, options))
 
-    monkeypatch.setattr(find("se").cls, "forward", fail)
-    assert isinstance(next(run.table(["se"], QUICK)), Failure)
-    assert [load() for load in loads] == [None]
+    right = perform("none")
+    assert isinstance(right, Row), right
+    died = perform("die")
+    assert isinstance(died, Failure)
+    assert died.error == "stopped: its process ended with status 7"
+    assert isinstance(perform("none"), Row)
+    performer.timeout, start = 1.0, time.monotonic()
+    hung = perform("hang")
+    performer.close()
+    assert isinstance(hung, Failure)
+    assert hung.error == "stopped: no answer within 1 seconds"
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.slow
+def test_ranks_share_the_rows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = ["-m", "attnzoo", "bench", "se", "coordatt", "m_gtu", *SMALL[:2]]
+    path = {"PYTHONPATH": str(Path(attnzoo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **path}
+    subprocess.run([*command, *words, "--out", str(tmp_path)], env=environment, check=True)
+    assert [row["block"] for row in rows(tmp_path)] == ["se", "coordatt", "m_gtu"]
+    assert not list(tmp_path.glob("bench.rank*"))
+
+
+@pytest.mark.slow
+def test_sknet_is_not_refused_at_the_common_size() -> None:
+    assert torch.get_num_threads() >= 1
+    assert attnzoo.measure("sknet", c=256, min_time=0.01).checked_error < 4e-4

@@ -41,7 +41,7 @@ def _batch_norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
 
 def _norm_backward(out: Any, *args: Any, **kwargs: Any) -> int:
     """Ten for the input's gradient; two for the weight's, one for the bias's where asked for."""
-    wanted = next(a for a in reversed(args) if isinstance(a, list) and len(a) == 3)
+    wanted: list[bool] = next(a for a in reversed(args) if isinstance(a, list) and len(a) == 3)
     return int(args[0].numel()) * (10 * wanted[0] + 2 * wanted[1] + wanted[2])
 
 

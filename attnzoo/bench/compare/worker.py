@@ -26,7 +26,7 @@ def main() -> None:
     import torch
 
     attnzoo = importlib.import_module("attnzoo")  # of that version, whatever this file is part of
-    where = str(Path(attnzoo.__file__).resolve())
+    where = str(Path(str(attnzoo.__file__)).resolve())
     steps: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         question = json.loads(line)

@@ -196,4 +196,4 @@ def test_block_files_are_short() -> None:
     lines = {f.name: len(FILES[f].read_text(encoding="utf-8").splitlines()) for f in blocks}
     long = {name: n for name, n in lines.items() if n > 250}
     assert set(long) <= TRANSITIONAL_LONG, long
-    assert statistics.median(lines.values()) <= 155  # 150 when the gates are in
+    assert statistics.median(lines.values()) <= 150

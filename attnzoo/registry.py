@@ -55,11 +55,11 @@ class Cost(NamedTuple):
     """
 
     params: int
-    macs: int  # transitional type: None where the class has no formula
+    macs: int | None
     macs_executed: int | None = None
 
     @property
-    def executed(self) -> int:
+    def executed(self) -> int | None:
         """Multiply-adds that run."""
         return self.macs if self.macs_executed is None else self.macs_executed
 
@@ -94,7 +94,6 @@ class Entry:
     example: Mapping[str, JSON]
     input_size: InputSize
     inputs: MakeInputs
-    cost: Callable[..., Cost] | None
     upstream: tuple[KeyMap, ...]
     known_variants: tuple[KnownVariant, ...]
     limits: Mapping[str, str]
@@ -126,11 +125,8 @@ class Entry:
 
         The batch of the size has no part in them; `macs` is None where the class has no formula.
         """
-        size = size or self.input_size
-        if self.cost is not None:
-            return self.cost(size, **self.bind(**config))
         block = self._on_meta(config)
-        return Cost(_parameters(block), stated_macs(block, size))  # type: ignore[arg-type]
+        return Cost(_parameters(block), stated_macs(block, size or self.input_size))
 
     def executed(self, size: InputSize | None = None, /, **config: Any) -> int:
         """Multiply-adds that one sample's forward pass runs, counted without any numbers.
@@ -223,7 +219,6 @@ def register(
     example: Mapping[str, JSON] | None = None,
     input_size: InputSize = DEFAULT_SIZE,
     inputs: MakeInputs | None = None,
-    cost: Callable[..., Cost] | None = None,
     upstream: KeyMap | Sequence[KeyMap] = (),
     known_variants: Sequence[KnownVariant] = (),
     limits: Mapping[str, str] | None = None,
@@ -278,7 +273,6 @@ def register(
                 example={"c": 64} if example is None else dict(example),
                 input_size=input_size,
                 inputs=inputs or _standard_inputs(layouts[0]),
-                cost=cost,
                 upstream=tuple(upstream),
                 known_variants=tuple(known_variants),
                 limits=dict(limits or {}),

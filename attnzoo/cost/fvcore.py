@@ -35,7 +35,8 @@ def fvcore_macs(
     """What fvcore counts of `module(*args, **kwargs)`, with the names of what it misses.
 
     The module is traced twice, as it is: call `module.eval()` first, and give one sample. On a
-    real device: a trace on meta fails at convolutions.
+    real device: a trace on meta fails at convolutions. fvcore hooks every layer, so that a block
+    which folds plain layers calls them here.
 
     Raises:
         ModuleNotFoundError: fvcore is not installed.

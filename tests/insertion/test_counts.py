@@ -16,7 +16,7 @@ from attnzoo.testing.work import work
 from contract import blocks
 
 SIZE = attnzoo.InputSize(batch=3, steps=13, height=9, width=11)
-NO_PLACE = "takes one tensor|the network goes on with|positions is missing"
+NO_PLACE = "takes one tensor|the network goes on with|(positions|attn) is missing"
 GIVEN_BY_THE_PLACE = {"c", "layout", "length"}
 
 

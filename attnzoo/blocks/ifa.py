@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.folding import is_plain
+from ..ops.folding import is_pointwise
 from ..ops.fourier import fourier_grid, line
 from ..ops.memory_format import match_memory_format
 from ..registry import InputSize, register
@@ -53,7 +53,7 @@ class IFA(nn.Module):
     def _first(self, source: Tensor, place: Tensor) -> Tensor:
         """The first convolution of the doubled source and the positions."""
         conv = self.mlp[0]
-        if not is_plain(conv, nn.Conv2d):
+        if not is_pointwise(conv):
             return conv(torch.cat((_doubled(source), place), 1))
         of_source, of_place = conv.weight.split((self.c, 82), 1)
         return _doubled(F.conv2d(source, of_source)) + F.conv2d(place[:1], of_place, conv.bias)

@@ -20,7 +20,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.folding import is_plain
+from ..ops.folding import is_plain, is_pointwise
 from ..ops.guidance import double_along
 from ..ops.memory_format import match_memory_format
 from ..registry import Inputs, InputSize, Random, register
@@ -34,10 +34,11 @@ def upsample(
 ) -> Tensor:
     """y = x + 0.1 fixup(x) of x, the source after all steps, (B, C, 16 h, 16 w) after four."""
     dropout, conv = fixup[0], fixup[1]
-    plain = all(is_plain(step, JBU) for step in steps) and is_plain(fixup, nn.Sequential)
-    if plain and is_plain(dropout, nn.Dropout2d) and is_plain(conv, nn.Conv2d):
+    linear = all(is_plain(step, JBU) for step in steps) and is_plain(fixup, nn.Sequential)
+    if linear and is_plain(dropout, nn.Dropout2d) and is_pointwise(conv):
         small = source + 0.1 * F.conv2d(dropout(source), conv.weight)
-        y = double_along(small, guidance, steps) + 0.1 * conv.bias[:, None, None]
+        y = double_along(small, guidance, steps)
+        y = y if conv.bias is None else y + 0.1 * conv.bias[:, None, None]
     else:
         x = double_along(source, guidance, steps)
         y = x + 0.1 * fixup(x)

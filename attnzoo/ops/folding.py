@@ -1,5 +1,7 @@
 """Whether a layer may be computed in another order than its own call."""
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 
 from .. import _torch
@@ -15,4 +17,14 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
         type(layer) is kind
         and not _torch.is_hooked(layer)
         and all(type(p) in (Tensor, nn.Parameter) for p in layer.parameters())
+    )
+
+
+def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether the layer is plainly one matrix, and a bias, for every pixel of an image."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and is_plain(layer, nn.Conv2d)
+        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding in (0, (0, 0))
     )

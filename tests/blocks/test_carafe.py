@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from distributions import assert_normal, assert_uniform
 from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
 from attnzoo.testing.inputs import randomize_parameters
 
+from distributions import assert_normal, assert_uniform
 from tolerances import assert_close
 
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from distributions import assert_normal
 
 import attnzoo
+
+from distributions import assert_normal
 
 
 def line(n: int) -> list[float]:

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from distributions import assert_uniform
 from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
 from attnzoo.testing.inputs import randomize_parameters
 
+from distributions import assert_uniform
 from tolerances import assert_close
 
 names = pytest.mark.parametrize("name", ["jbu_stack", "jbu_one"])

@@ -6,12 +6,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from distributions import assert_uniform
 
 import attnzoo
 from attnzoo import InputSize
 from attnzoo.testing.inputs import randomize_parameters
 
+from distributions import assert_uniform
 from tolerances import assert_close
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from distributions import assert_normal
 from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
 from attnzoo.testing.inputs import randomize_parameters
 
+from distributions import assert_normal
 from tolerances import assert_close
 
 MODES = ("encoder_only", "cat", "gate")

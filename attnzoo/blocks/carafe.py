@@ -14,8 +14,9 @@ Cost: with m = compressed, e = encoder_kernel and n = K^2 groups s^2, parameters
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,14 +78,15 @@ class CARAFE(nn.Module):
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)
         for conv in (self.channel_compressor, self.content_encoder):
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
         check.image(source, self.c, self.content_encoder.bias, name="source")
         m = self.content_encoder(self.channel_compressor(source))  # B (G K K s s) H W
         k, g, s = self.kernel, self.groups, self.scale
-        weights = upcast(m).unflatten(1, (g, k * k, s * s)).softmax(2).unflatten(2, (k, k))
-        x = F.pad(upcast(source), (k // 2,) * 4).unflatten(1, (g, self.c // g))
+        weights = torch.unflatten(upcast(m), 1, (g, k * k, s * s)).softmax(2)
+        weights = torch.unflatten(weights, 2, (k, k))
+        x = torch.unflatten(F.pad(upcast(source), (k // 2,) * 4), 1, (g, self.c // g))
         with autocast_disabled(source):
             y = window_sum(x, weights.to(x.dtype))  # B G c/G ss H W
         y = fine_map(y.flatten(1, 2), s).to(source.dtype)

@@ -95,7 +95,7 @@ def test_initial_values_are_pytorchs() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="reduction=16 leaves no channel of c=8"):
         attnzoo.build("bam", c=8)
-    with pytest.raises(ValueError, match="dilation=1001 must be at most 1000"):
+    with pytest.raises(ValueError, match="dilation=1001 must be at least 1 and at most 1000"):
         attnzoo.build("bam", c=32, dilation=1001)
     block = attnzoo.build("bam", c=32)
     with pytest.raises(ValueError, match=r"BatchNorm 1 value per channel.*larger batch"):

@@ -42,17 +42,17 @@ def test_every_pair_pays_in_the_committed_results() -> None:
 
 
 def test_a_row_counts_what_is_kept_and_takes_both_sides() -> None:
-    work = study.Workload("coordatt", {"c": 8}, InputSize(2, 1, 6, 5))
+    work = study.Workload("coordatt", {"c": 64}, InputSize(2, 1, 32, 33))
     whole, pair = study.measured(work, samples=2)
     assert whole["pair"] is None
     assert pair["pair"] == "coordatt.scale"
-    assert (pair["saved_bytes"], pair["reference_saved_bytes"]) == (0, 2 * 8 * 6 * 5 * 4)
+    assert (pair["saved_bytes"], pair["reference_saved_bytes"]) == (0, 2 * 64 * 32 * 33 * 4)
     assert pair["saved"] == 0
     assert pair["pays"]
     assert 0 < whole["saved_bytes"] < whole["reference_saved_bytes"]
     assert min(pair["ms"], pair["reference_ms"]) > 0
     text = study.markdown([whole, pair])
-    assert "| coordatt | coordatt.scale | 2x8x6x5 |" in text
+    assert "| coordatt | coordatt.scale | 2x64x32x33 |" in text
 
 
 def test_saved_bytes_count_a_storage_once_and_no_argument() -> None:

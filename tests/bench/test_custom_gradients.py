@@ -1,8 +1,6 @@
-"""The study of hand-written gradients: none stays in the package without a row that pays."""
+"""The study of hand-written gradients: each has a reference form, and its row says what it was."""
 
-import json
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
@@ -13,8 +11,6 @@ from attnzoo import InputSize, autograd
 from attnzoo.autograd import Pair
 
 import custom_gradients as study
-
-RESULTS = Path(study.__file__).parent / "results" / "cpu" / "custom_gradients.json"
 
 
 def test_every_pair_is_joined_to_its_reference_form() -> None:
@@ -27,18 +23,6 @@ def test_every_pair_is_joined_to_its_reference_form() -> None:
     }
     assert len(pairs) >= 10
     assert set(pairs) <= {id(function.pair) for function in study.joined().values()}, pairs
-
-
-def test_every_pair_pays_in_the_committed_results() -> None:
-    rows = {row["pair"]: row for row in json.loads(RESULTS.read_text()) if row["pair"]}
-    assert rows.keys() == study.joined().keys(), "run benchmarks/custom_gradients.py --out again"
-    for name, row in rows.items():
-        assert row["speedup"] >= 1.25 or row["saved"] <= 0.5, f"{name} pays nothing: delete it"
-        assert row["pays"]
-    assert (
-        study.markdown(list(json.loads(RESULTS.read_text())))
-        == RESULTS.with_suffix(".md").read_text()
-    )
 
 
 def test_a_row_counts_what_is_kept_and_takes_both_sides() -> None:

@@ -1,9 +1,8 @@
 """Agent attention: a few pooled queries gather the values, every query reads from them.
 
-Paper: Agent Attention: On the Integration of Softmax and Linear Attention, Han, Ye, Han, Xia, Pan,
-    Wan, Song, Huang, ECCV 2024, arXiv 2312.08874.
-Code: LeapLabTH/Agent-Attention @207ce3eb, `agent_transformer/models/agent_pvt.py`, `agent_swin.py`
-    and `agent_deit.py`, `AgentAttention`.
+Paper: Agent Attention: On the Integration of Softmax and Linear Attention, Han et al., ECCV 2024,
+    arXiv 2312.08874.
+Code: LeapLabTH/Agent-Attention @207ce3eb, `agent_transformer/models/agent_{pvt,swin,deit}.py`.
 Math: per head of width d, A = pool(Q) on a sqrt(agents) x sqrt(agents) grid,
     O = softmax(Q A^T / sqrt(d) + B2) softmax(A K^T / sqrt(d) + B1) V + DWC(V), y = O Wproj + b;
     B1 = resize(an_bias) + ah_bias + aw_bias over the keys, B2 = resize(na_bias) + ha_bias + wa_bias
@@ -12,12 +11,11 @@ Shapes: image (B, C, H, W) -> the same; sequence (..., H W, C) -> the same; deit
     (..., 1 + H W, C) with the class token first.
 Differs: the variants differ in the projections (pvt: q and kv, and keys reduced by `sr_ratio`; swin
     and deit: one qkv), in the default of `qkv_bias` (True for swin) and in deit's class token, a
-    key and a query that is neither pooled nor convolved. The authors' input has to have the size
-    `window`; another one resizes the bias tables bilinearly here, and `window` itself leaves them
-    as they are. A sequence has the H x W of `window`, or those of `window` scaled to its length.
-    A map that `sr_ratio` does not divide, which raises in theirs, is padded with zeros below and
-    on the right. Their swin ignores its mask, so that the windows of a wrapped map mix; swin here
-    is one whole window. Their qk_scale has no effect and is left out.
+    key and a query that is neither pooled nor convolved. The authors' input has the size `window`;
+    another one resizes the bias tables bilinearly here. A sequence has the H x W of `window`, or
+    those of `window` scaled to its length. A map that `sr_ratio` does not divide, which raises in
+    theirs, is padded with zeros below and on the right. Their swin ignores its mask, so that the
+    windows of a wrapped map mix; swin here is one whole window. Their qk_scale has no effect.
 Cost: with N = H W, r = sr_ratio, M = ceil(H / r) ceil(W / r), a = agents: parameters 4 c^2 + 11 c
     (+ 3 c with qkv_bias) + heads a (98 + the rows and columns of `window` and of its keys)
     (+ r^2 c^2 + 3 c where r > 1; + 2 heads a for deit); MACs 2 N c^2 + 2 M c^2 + 2 a (N + M) c
@@ -26,60 +24,34 @@ Cost: with N = H W, r = sr_ratio, M = ceil(H / r) ceil(W / r), a = agents: param
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import leading
+from ..ops.biased_attention import biased_attention
+from ..ops.crop import crop
 from ..ops.pooling import adaptive_average
-from ..registry import Cost, Inputs, InputSize, Random, register
+from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
+from ..validation.types import AtLeast, Count, PerfectSquare, Width
 
 _GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, whatever the window
 
 
-def cost(
-    at: InputSize,
-    c: int,
-    heads: int,
-    agents: int,
-    window: tuple[int, int],
-    qkv_bias: bool | None,
-    variant: str,
-    sr_ratio: int,
-    layout: str,
-) -> Cost:
-    r, first = sr_ratio, int(variant == "deit")
-    bias = variant == "swin" if qkv_bias is None else qkv_bias
-    h, w = (at.height, at.width) if layout == "image" else window
-    n, m = h * w, -(-h // r) * -(-w // r)
-    rows = sum(window) + sum(-(-side // r) for side in window) + 2 * _GRID**2 + 2 * first
-    reduced = r > 1
-    return Cost(
-        params=4 * c * c + 11 * c + bias * 3 * c + heads * agents * rows
-        + reduced * (r * r * c * c + 3 * c),
-        macs=2 * (n + m + 2 * first) * c * (c + agents) + 9 * n * c + reduced * m * r * r * c * c,
-    )  # fmt: skip
+def agent_attention(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, key_bias: Tensor, query_bias: Tensor
+) -> Tensor:
+    """softmax(q a^T / sqrt(d) + query_bias) softmax(a k^T / sqrt(d) + key_bias) v for every head.
+
+    q (B, heads, N, d), k and v (B, heads, M, d), a (B, heads, agents, d), biases of scores.
+    """
+    gathered = biased_attention(a, k, v, key_bias)  # B heads agents d
+    return biased_attention(q, a, gathered, query_bias)
 
 
-def inputs(random: Random, at: InputSize, config: Mapping[str, Any]) -> Inputs:
-    if config["layout"] == "image":
-        return {"x": random(at.batch, config["c"], at.height, at.width)}
-    tokens = math.prod(config["window"]) + (config["variant"] == "deit")
-    return {"x": random(at.batch, tokens, config["c"])}
-
-
-@register(
-    "agent",
-    layout=("image", "sequence"),
-    family="token",
-    example={"c": 64},
-    inputs=inputs,
-    cost=cost,
-    upstream={"qkv": "qkv"},  # the authors' names are ours
-)
 class AgentAttention(nn.Module):
     """Agent attention on (B, C, H, W) or (..., T, C).
 
@@ -89,34 +61,30 @@ class AgentAttention(nn.Module):
         agents: pooled queries, a perfect square.
         window: rows and columns that the bias tables are made for, and a sequence's H and W.
         qkv_bias: whether queries, keys and values have biases; None: True for swin, else False.
-        variant: "pvt" (with `sr_ratio`), "swin" (one whole window) or "deit" (class token first).
+        variant: "pvt", "swin" (one whole window) or "deit" (class token first).
         sr_ratio: keys and values of pvt come from the map at 1 / sr_ratio of its size.
         layout: "image" (B, C, H, W) or "sequence" (..., T, C); deit takes "sequence".
 
     Raises:
-        ValueError: `heads` does not divide `c`, `agents` is no square, deit with an image, or an
-            `sr_ratio` above 1 for swin or deit.
+        ValueError: `heads` does not divide `c`, or an option that the variant does not have.
     """
 
     def __init__(
         self,
-        c: int,
+        c: Width,
         *,
-        heads: int = 8,
-        agents: int = 49,
-        window: tuple[int, int] = (14, 14),
+        heads: Count = 8,
+        agents: Annotated[int, AtLeast(1), PerfectSquare()] = 49,
+        window: tuple[Count, Count] = (14, 14),
         qkv_bias: bool | None = None,
         variant: Literal["pvt", "swin", "deit"] = "pvt",
-        sr_ratio: int = 1,
+        sr_ratio: Count = 1,
         layout: Literal["image", "sequence"] = "image",
     ) -> None:
         super().__init__()
         check.divides(of="c", by="heads", c=c, heads=heads)
-        check.positive(sr_ratio=sr_ratio, **{f"window[{i}]": n for i, n in enumerate(window)})
-        check.choice("variant", variant, ("pvt", "swin", "deit"))
-        check.choice("layout", layout, ("image", "sequence"))
         _refuse(variant, sr_ratio, layout)
-        self.c, self.heads, self.agents, self.side = c, heads, agents, _root(agents)
+        self.c, self.heads, self.agents, self.side = c, heads, agents, math.isqrt(agents)
         self.window, self.variant, self.sr_ratio, self.layout = window, variant, sr_ratio, layout
         bias = variant == "swin" if qkv_bias is None else qkv_bias
         if variant == "pvt":
@@ -132,40 +100,46 @@ class AgentAttention(nn.Module):
         (h, w), (kh, kw) = window, (-(-side // sr_ratio) for side in window)
         self.an_bias = _table(heads, agents, _GRID, _GRID)
         self.na_bias = _table(heads, agents, _GRID, _GRID)
-        self.ah_bias = _table(1, heads, agents, kh, 1)
-        self.aw_bias = _table(1, heads, agents, 1, kw)
-        self.ha_bias = _table(1, heads, h, 1, agents)
-        self.wa_bias = _table(1, heads, 1, w, agents)
+        self.ah_bias = _table(heads, agents, kh)
+        self.aw_bias = _table(heads, agents, kw)
+        self.ha_bias = _table(heads, h, agents)
+        self.wa_bias = _table(heads, w, agents)
         if variant == "deit":
             self.ac_bias = _table(1, heads, agents, 1)
             self.ca_bias = _table(1, heads, 1, agents)
+        self.register_load_state_dict_pre_hook(_reshape_tables)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.layout == "image":
             check.image(x, self.c, self.proj.weight)
-            size = (x.shape[2], x.shape[3])
+            size = x.shape[2], x.shape[3]
             return _as_map(self._attend(x.flatten(2).mT, size), size)
         check.sequence(x, self.c, self.proj.weight)
         size = self._size(x.shape[-2])
         return leading.unfold(self._attend(leading.fold(x), size), x)
+
+    def macs(self, size: InputSize) -> int:
+        c, r, first = self.c, self.sr_ratio, int(self.variant == "deit")
+        h, w = (size.height, size.width) if self.layout == "image" else self.window
+        n, m = h * w, -(-h // r) * -(-w // r)
+        reduced = m * self.sr.weight.numel() if r > 1 else 0
+        return 2 * (n + m + 2 * first) * c * (c + self.agents) + 9 * n * c + reduced
+
+    def extra_repr(self) -> str:
+        return (
+            f"c={self.c}, heads={self.heads}, agents={self.agents}, window={self.window}, "
+            f"variant={self.variant!r}, sr_ratio={self.sr_ratio}, layout={self.layout!r}"
+        )
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[0] == 0:  # attention of no sample gives its bias no gradient: of one, cut away
             return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
         first = int(self.variant == "deit")
         q, k, v, coarse = self._project(x, size)  # B N C, twice B M C
-        pooled = adaptive_average(_as_map(q[:, first:], size), self.side, self.side)
-        a = self._split(pooled.flatten(2).mT)  # B heads agents d
-        to_keys, to_queries = self._key_bias(coarse), self._query_bias(size)
-        gathered = F.scaled_dot_product_attention(
-            a, self._split(k), self._split(v), attn_mask=to_keys.to(q.dtype)
-        )
-        read = F.scaled_dot_product_attention(
-            self._split(q), a, gathered, attn_mask=to_queries.to(q.dtype)
-        )
-        local = self._local(v[:, first:], coarse, size)
-        if first:
-            local = F.pad(local, (0, 0, first, 0))
+        a = adaptive_average(_as_map(q[:, first:], size), self.side, self.side).flatten(2).mT
+        local = F.pad(self._local(v[:, first:], coarse, size), (0, 0, first, 0))
+        q, k, v, a = (self._split(t) for t in (q, k, v, a))
+        read = agent_attention(q, k, v, a, *self._biases(coarse, size))  # B heads N d
         y: Tensor = self.proj(read.transpose(1, 2).flatten(2) + local)
         return y
 
@@ -176,41 +150,33 @@ class AgentAttention(nn.Module):
         if self.variant != "pvt":
             q, k, v = self.qkv(x).chunk(3, -1)
             return q, k, v, size
-        if self.sr_ratio == 1:  # one product for all three
-            bias = None if self.q.bias is None else torch.cat((self.q.bias, self.kv.bias))
-            both = F.linear(x, torch.cat((self.q.weight, self.kv.weight)), bias)
-            q, k, v = both.chunk(3, -1)
-            return q, k, v, size
-        r, (h, w) = self.sr_ratio, size
-        # Not -w % r: of a symbolic size torch.compile has no remainder of negative numbers.
-        edge = (0, (w + r - 1) // r * r - w, 0, (h + r - 1) // r * r - h)
-        reduced = self.sr(F.pad(_as_map(x, size), edge))
-        k, v = self.kv(self.norm(reduced.flatten(2).mT)).chunk(2, -1)
-        return self.q(x), k, v, (reduced.shape[2], reduced.shape[3])
+        q, (r, h, w) = self.q(x), (self.sr_ratio, *size)
+        if r > 1:
+            # Not -w % r: of a symbolic size torch.compile has no remainder of negative numbers.
+            edge = (0, (w + r - 1) // r * r - w, 0, (h + r - 1) // r * r - h)
+            reduced = self.sr(F.pad(_as_map(x, size), edge))
+            x, size = self.norm(reduced.flatten(2).mT), (reduced.shape[2], reduced.shape[3])
+        k, v = self.kv(x).chunk(2, -1)
+        return q, k, v, size
 
     def _split(self, x: Tensor) -> Tensor:
-        b, t, c = x.shape
-        return x.reshape(b, t, self.heads, c // self.heads).transpose(1, 2)  # B heads T d
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # B heads T d
 
-    def _key_bias(self, size: tuple[int, int]) -> Tensor:
-        """What agents add to their energies with the keys: 1 heads agents M."""
-        bias = _resized(self.an_bias, self.ah_bias[0, ..., 0], self.aw_bias[0, ..., 0, :], size)
-        return torch.cat((self.ac_bias, bias), 3) if self.variant == "deit" else bias
-
-    def _query_bias(self, size: tuple[int, int]) -> Tensor:
-        """What queries add to their energies with the agents: 1 heads N agents."""
-        rows, columns = self.ha_bias[0, :, :, 0].mT, self.wa_bias[0, :, 0].mT
-        bias = _resized(self.na_bias, rows, columns, size).mT
-        return torch.cat((self.ca_bias, bias), 2) if self.variant == "deit" else bias
+    def _biases(self, coarse: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Added to scores of agents with keys, 1 heads agents M, and queries, 1 heads N agents."""
+        key_bias = _resized(self.an_bias, self.ah_bias, self.aw_bias, coarse)
+        query_bias = _resized(self.na_bias, self.ha_bias.mT, self.wa_bias.mT, size).mT
+        if self.variant != "deit":
+            return key_bias, query_bias
+        return torch.cat((self.ac_bias, key_bias), 3), torch.cat((self.ca_bias, query_bias), 2)
 
     def _local(self, v: Tensor, coarse: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """The depthwise branch on the map of values: B N C."""
         values = _as_map(v, coarse)
         if self.sr_ratio > 1:
             whole = [side * self.sr_ratio for side in coarse]
-            values = _cropped(F.interpolate(values, whole, mode="bilinear"), size)
-        local: Tensor = self.dwc(values)
-        return local.flatten(2).mT
+            values = crop(F.interpolate(values, whole, mode="bilinear"), size)
+        return torch.flatten(self.dwc(values), 2).mT
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """H and W of a sequence: those of `window`, or of `window` scaled to this many tokens."""
@@ -218,42 +184,24 @@ class AgentAttention(nn.Module):
         n = tokens - first
         if n == h * w:
             return h, w
-        rows = math.isqrt(n * h // w) if n > 0 else 0
+        rows = math.isqrt(max(n, 0) * h // w)
         columns = rows * w // h
-        if rows * columns != n or rows * w != columns * h or n <= 0:
-            what = f"{first} + H W" if first else "H W"
+        if n <= 0 or (rows * columns, rows * w) != (n, columns * h):
             raise ValueError(
-                f"x has {tokens} tokens (axis T), which are not {what} for a map shaped like "
+                f"x has {tokens} tokens (axis T), which are not {'1 + ' * first}H W for a map shaped like "
                 f"window={self.window}; that takes {first + h * w}, or the window scaled"
             )
         return rows, columns
 
-    def extra_repr(self) -> str:
-        return (
-            f"c={self.c}, heads={self.heads}, agents={self.agents}, window={self.window}, "
-            f"variant={self.variant!r}, sr_ratio={self.sr_ratio}, layout={self.layout!r}"
-        )
-
 
 def _resized(grid: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
-    """grid + rows + columns, each per head and agent, over a map of that size: 1 heads agents H W.
-
-    Always resized: a table of the right size comes out as it is, and no size is special.
-    """
+    """grid + rows + columns, each resized to that size, also where it has it: 1 heads agents HW."""
     bias = (
         F.interpolate(grid, size, mode="bilinear")
         + F.interpolate(rows, size[0], mode="linear")[..., None]
         + F.interpolate(columns, size[1], mode="linear")[..., None, :]
     )
     return bias.flatten(2)[None]
-
-
-def _cropped(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first rows and columns; a slice would tie an exported graph to maps it need not crop."""
-    if not torch.compiler.is_compiling():
-        return image[..., : size[0], : size[1]]
-    rows, columns = (torch.arange(n, device=image.device) for n in size)
-    return image.index_select(2, rows).index_select(3, columns)
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -264,20 +212,15 @@ def _table(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
 
-def _root(agents: int) -> int:
-    """The side of the agents' grid."""
-    check.positive(agents=agents)
-    side = math.isqrt(agents)
-    if side * side != agents:
-        raise ValueError(
-            f"agents={agents} must be a perfect square; "
-            f"the nearest are {side**2}, {(side + 1) ** 2}"
-        )
-    return side
+def _reshape_tables(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The authors' tables of rows and columns have two more axes, of length 1."""
+    for key, axis in (("ah_bias", 4), ("aw_bias", 3), ("ha_bias", 3), ("wa_bias", 2)):
+        table = state.get(prefix + key)
+        if isinstance(table, Tensor) and table.ndim == 5:
+            state[prefix + key] = table.squeeze(axis).squeeze(0)
 
 
 def _refuse(variant: str, sr_ratio: int, layout: str) -> None:
-    """What the variants do not have."""
     if variant != "pvt" and sr_ratio != 1:
         raise ValueError(
             f"sr_ratio={sr_ratio} must be 1 for variant={variant!r}; variant='pvt' has it"
@@ -287,3 +230,21 @@ def _refuse(variant: str, sr_ratio: int, layout: str) -> None:
             f"layout={layout!r} must be 'sequence' for variant='deit', whose class token comes "
             "first; an image without one takes variant='swin', the same but for that token"
         )
+
+
+def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
+    if config["layout"] == "image":
+        return {"x": random(size.batch, config["c"], size.height, size.width)}
+    tokens = math.prod(config["window"]) + (config["variant"] == "deit")
+    return {"x": random(size.batch, tokens, config["c"])}
+
+
+register(
+    "agent",
+    AgentAttention,
+    layout=("image", "sequence"),
+    family="token",
+    example={"c": 64},
+    inputs=inputs,
+    upstream={"qkv": "qkv"},  # the authors' names are ours
+)

@@ -5,6 +5,7 @@
 The registry enforces them on every call of a constructor; `attnzoo show` prints them.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -76,6 +77,23 @@ class OddNumber(NamedTuple):
     def allows(self, value: Any) -> bool:
         return bool(value % 2)
 
+    def nearest(self, value: Any) -> tuple[int, int]:
+        return value - 1, value + 1
+
+
+class PerfectSquare(NamedTuple):
+    """The square of an int, as the number of cells of a square grid is."""
+
+    def __str__(self) -> str:
+        return "a perfect square"
+
+    def allows(self, value: Any) -> bool:
+        return bool(math.isqrt(value) ** 2 == value)
+
+    def nearest(self, value: Any) -> tuple[int, int]:
+        side = math.isqrt(value)
+        return side**2, (side + 1) ** 2
+
 
 class NotEmpty(NamedTuple):
     """A tuple of one item at least."""
@@ -87,7 +105,7 @@ class NotEmpty(NamedTuple):
         return len(value) > 0
 
 
-_Rule = AtLeast | AtMost | Above | Below | OddNumber | NotEmpty
+_Rule = AtLeast | AtMost | Above | Below | OddNumber | PerfectSquare | NotEmpty
 
 Width = Annotated[int, AtLeast(1)]  # channels
 Count = Annotated[int, AtLeast(1)]  # heads, groups, taps, steps
@@ -172,12 +190,14 @@ def limits(hint: Any) -> str:
 
 
 def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
-    bounds = [rule for rule in rules if not isinstance(rule, OddNumber)]
+    grids = [rule for rule in rules if isinstance(rule, (OddNumber, PerfectSquare))]
+    bounds = [rule for rule in rules if rule not in grids]
     if not all(rule.allows(value) for rule in bounds):
         raise ValueError(f"{name}={shown(value)} must be {' and '.join(map(str, bounds))}")
-    if not all(rule.allows(value) for rule in rules):
-        near = f"the nearest are {value - 1}, {value + 1}"
-        raise ValueError(f"{name}={shown(value)} must be odd; {near}")
+    for rule in grids:
+        if not rule.allows(value):
+            near = ", ".join(map(str, rule.nearest(value)))
+            raise ValueError(f"{name}={shown(value)} must be {rule}; the nearest are {near}")
     return value
 
 

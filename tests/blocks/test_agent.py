@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.distributions import assert_normal, assert_uniform
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -25,8 +26,12 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
+def _settings(config: dict[str, Any], window: Any) -> dict[str, Any]:
+    return {"c": 8, "heads": 2, "agents": 9, **config, "window": window}
+
+
 def made(dtype: torch.dtype = torch.float64, **config: Any) -> nn.Module:
-    block = attnzoo.build("agent", **{"c": 8, "heads": 2, "agents": 9, **config}).to(dtype)
+    block = attnzoo.build("agent", **_settings(config, config.get("window", (14, 14)))).to(dtype)
     randomize_parameters(block)
     return block
 
@@ -57,12 +62,14 @@ def formula(block: nn.Module, x: Tensor, h: int, w: int) -> Tensor:
             1, heads, agents, -1
         )
 
-    lines = (weights["ah_bias"] + weights["aw_bias"]).reshape(1, heads, agents, -1)
+    lines = weights["ah_bias"][..., None] + weights["aw_bias"][..., None, :]
+    lines = lines.reshape(1, heads, agents, -1)
     bias = table("an_bias", (kh, kw)) + lines
     if first:
         bias = torch.cat([weights["ac_bias"], bias], -1)
     gathered = ((agent * scale) @ split(k).mT + bias).softmax(-1) @ split(v)
-    lines = (weights["ha_bias"] + weights["wa_bias"]).reshape(1, heads, -1, agents)
+    lines = weights["ha_bias"][:, :, None] + weights["wa_bias"][:, None]
+    lines = lines.reshape(1, heads, -1, agents)
     bias = table("na_bias", (h, w)).mT + lines
     if first:
         bias = torch.cat([weights["ca_bias"], bias], -2)
@@ -117,10 +124,9 @@ def test_other_sizes_resize_the_tables() -> None:
     """A block whose tables are the resized ones gives the same as resizing on the way."""
     small, large = made(window=(4, 6)), made(window=(8, 9))
     state = small.state_dict()
-    for name, axis, size in (("ah", 3, 8), ("aw", 4, 9), ("ha", 2, 8), ("wa", 3, 9)):
+    for name, axis, size in (("ah", 2, 8), ("aw", 2, 9), ("ha", 1, 8), ("wa", 1, 9)):
         table = state[f"{name}_bias"].movedim(axis, -1)
-        flat = F.interpolate(table.reshape(1, -1, table.shape[-1]), size=size, mode="linear")
-        state[f"{name}_bias"] = flat.reshape(*table.shape[:-1], size).movedim(-1, axis)
+        state[f"{name}_bias"] = F.interpolate(table, size, mode="linear").movedim(-1, axis)
     large.load_state_dict(state)
     x = torch.randn(2, 8, 8, 9, dtype=torch.float64)
     assert_close(small(x), large(x))
@@ -172,6 +178,75 @@ def test_class_token_is_neither_pooled_nor_convolved() -> None:
     after = block(x)
     assert_close(after[:, 0], before[:, 0])
     assert not torch.allclose(after[:, 1:], before[:, 1:])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_authors_tables_load_as_they_are(config: dict[str, Any]) -> None:
+    """Theirs have two axes of length 1 more; in theirs and in ours, one-sided windows too."""
+    for window in (config["window"], (1, 4), (3, 1), (1, 1)):
+        block = made(**{**config, "window": window})
+        state = dict(block.state_dict())
+        for key, axis in (("ah_bias", 4), ("aw_bias", 3), ("ha_bias", 3), ("wa_bias", 2)):
+            state[f"net.{key}"] = state.pop(key).unsqueeze(0).unsqueeze(axis)
+            assert state[f"net.{key}"].ndim == 5
+        whole = nn.ModuleDict({"net": attnzoo.build("agent", **_settings(config, window)).double()})
+        whole.load_state_dict({k if k[:4] == "net." else f"net.{k}": v for k, v in state.items()})
+        assert_close(dict(whole["net"].state_dict()), dict(block.state_dict()))
+
+
+def test_a_network_with_agent_attention_can_be_channels_last() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), made(torch.float32, window=(6, 4))).eval()
+    x = torch.randn(2, 3, 8, 6)
+    wanted = net(x)
+    net.to(memory_format=torch.channels_last)
+    y = net(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap's own
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2], CONFIGS[6]], ids=str)
+def test_derivatives_by_torch_func(config: dict[str, Any]) -> None:
+    """With respect to the input alone: the tables are learned, but not asked for."""
+    block = made(**config)
+    h, w = config["window"]
+    x = torch.randn(2, h * w + 1, 8, dtype=torch.float64)
+    if block.layout == "image":
+        x = x[:, 1:].mT.reshape(2, 8, h, w)
+    leaf, tangent = x.clone().requires_grad_(), torch.randn_like(x)
+    y = block(leaf)
+    (wanted,) = torch.autograd.grad(y, leaf, y.detach().cos())
+    assert_close(torch.func.grad(lambda t: block(t).sin().sum())(x), wanted)
+    assert_close(torch.func.vjp(block, x)[1](y.detach().cos())[0], wanted)
+    assert_close(torch.func.jacrev(lambda t: block(t).sin().sum())(x), wanted)
+    out, along = torch.func.jvp(block, (x,), (tangent,))
+    assert_close(out, y)
+    assert_close((y.detach().cos() * along).sum(), (wanted * tangent).sum())
+    slope = torch.func.jacfwd(lambda s: block(x + s * tangent).sin().sum())(
+        torch.zeros(()).double()
+    )
+    assert_close(slope, (wanted * tangent).sum())
+
+
+def test_initial_distributions() -> None:
+    """Tables from N(0, 0.02^2) as the authors draw them, layers as torch does."""
+    torch.manual_seed(0)
+    pvt = attnzoo.build("agent", 64, sr_ratio=2)
+    deit = attnzoo.build("agent", 64, heads=64, variant="deit", layout="sequence")
+    for block in (pvt, deit):
+        tables = {k: p for k, p in block.named_parameters() if k.endswith("_bias")}
+        assert len(tables) == (6 if block is pvt else 8)
+        for table in tables.values():
+            assert_normal(table, 0.02)
+    layers = (pvt.q, pvt.kv, pvt.sr, pvt.proj, pvt.dwc, deit.qkv, deit.proj, deit.dwc)
+    for layer in layers:
+        bound = layer.weight[0].numel() ** -0.5
+        assert_uniform(layer.weight, bound)
+        if layer.bias is not None:
+            assert_uniform(layer.bias, bound)
+    assert (pvt.norm.weight == 1).all()
+    assert (pvt.norm.bias == 0).all()
+    assert pvt.norm.eps == 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

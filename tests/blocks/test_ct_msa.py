@@ -142,7 +142,7 @@ def test_dropout_acts_in_training_alone() -> None:
         ({"length": 0}, "length=0 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"mlp_dim": 0}, "mlp_dim=0 must be at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 must be below 1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"attention_only": True, "depth": 2}, "depth=2 must be 1 with attention_only=True"),
     ],
 )

@@ -1,0 +1,15 @@
+"""The first rows and columns of a map, in a form that an exported graph can carry to any size."""
+
+import torch
+from torch import Tensor
+
+
+def crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) to (B, C, *size).
+
+    Compiled, it is indexed: a slice would tie a graph to maps that it need not crop.
+    """
+    if not torch.compiler.is_compiling():
+        return image[..., : size[0], : size[1]]
+    rows, columns = (torch.arange(n, device=image.device) for n in size)
+    return image.index_select(2, rows).index_select(3, columns)

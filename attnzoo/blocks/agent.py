@@ -188,7 +188,7 @@ class AgentAttention(nn.Module):
         columns = rows * w // h
         if n <= 0 or (rows * columns, rows * w) != (n, columns * h):
             raise ValueError(
-                f"x has {tokens} tokens (axis T), which are not {'1 + ' * first}H W for a map shaped like "
+                f"x has {tokens} tokens (axis T), not {'1 + ' * first}H W of a map shaped like "
                 f"window={self.window}; that takes {first + h * w}, or the window scaled"
             )
         return rows, columns

@@ -61,9 +61,9 @@ class AgentAttention(nn.Module):
         agents: pooled queries, a perfect square.
         window: rows and columns that the bias tables are made for, and a sequence's H and W.
         qkv_bias: whether queries, keys and values have biases; None: True for swin, else False.
-        variant: "pvt", "swin" (one whole window) or "deit" (class token first).
+        variant: "pvt", "swin" (one whole window) or "deit" (class token first, a sequence).
         sr_ratio: keys and values of pvt come from the map at 1 / sr_ratio of its size.
-        layout: "image" (B, C, H, W) or "sequence" (..., T, C); deit takes "sequence".
+        layout: "image" (B, C, H, W) or "sequence" (..., T, C).
 
     Raises:
         ValueError: `heads` does not divide `c`, or an option that the variant does not have.
@@ -137,7 +137,8 @@ class AgentAttention(nn.Module):
         first = int(self.variant == "deit")
         q, k, v, coarse = self._project(x, size)  # B N C, twice B M C
         a = adaptive_average(_as_map(q[:, first:], size), self.side, self.side).flatten(2).mT
-        local = F.pad(self._local(v[:, first:], coarse, size), (0, 0, first, 0))
+        local = self._local(v[:, first:], coarse, size)
+        local = F.pad(local, (0, 0, first, 0)) if first else local
         q, k, v, a = (self._split(t) for t in (q, k, v, a))
         read = agent_attention(q, k, v, a, *self._biases(coarse, size))  # B heads N d
         y: Tensor = self.proj(read.transpose(1, 2).flatten(2) + local)
@@ -160,7 +161,8 @@ class AgentAttention(nn.Module):
         return q, k, v, size
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # B heads T d
+        shape = (*x.shape[:2], self.heads, self.c // self.heads)
+        return x.reshape(shape).transpose(1, 2)  # B heads T d
 
     def _biases(self, coarse: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Added to scores of agents with keys, 1 heads agents M, and queries, 1 heads N agents."""
@@ -184,8 +186,7 @@ class AgentAttention(nn.Module):
         n = tokens - first
         if n == h * w:
             return h, w
-        rows = math.isqrt(max(n, 0) * h // w)
-        columns = rows * w // h
+        rows, columns = math.isqrt(max(n, 0) * h // w), math.isqrt(max(n, 0) * w // h)
         if n <= 0 or (rows * columns, rows * w) != (n, columns * h):
             raise ValueError(
                 f"x has {tokens} tokens (axis T), not {'1 + ' * first}H W of a map shaped like "

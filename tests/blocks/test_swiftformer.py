@@ -1,5 +1,6 @@
 """What is special to efficient additive attention."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from timm.models.swiftformer import EfficientAdditiveAttention
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.autograd import reference_forms
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -106,33 +108,49 @@ def test_equals_timm() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", [0.0, 1e-4, 30.0, 1e3])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 30.0, 6e3])
 def test_half_precision_at_any_size(dtype: torch.dtype, size: float) -> None:
-    """The squares of large inputs overflow float16, and 1e-12 vanishes in it."""
-    block = made(torch.float32, c=64)
-    x = size * torch.randn(2, 64, 16, 16)
+    """The lengths of large vectors overflow float16, and 1e-12 vanishes in it."""
+    block = made(torch.float32, c=64, token_dim=256)
+    x = size * torch.randn(2, 64, 8, 8)
     wanted = step(block, {"x": x.to(dtype).float()})
     found = step(block.to(dtype), {"x": x.to(dtype)})
     assert_close(found["outputs"], wanted["outputs"], dtype)
     assert all(g.isfinite().all() for g in [*found["inputs"], *found["parameters"].values()])
 
 
-def test_zero_query_stays_zero() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_zero_query_stays_zero(dtype: torch.dtype) -> None:
     """A vector of no length is divided by 1e-12 and keeps finite gradients."""
     block = made(c=4, layout="sequence")
     with torch.no_grad():
         for layer in (block.to_query, block.to_key):
             layer.weight.zero_()
             layer.bias.zero_()
-    inputs = {"x": torch.randn(2, 3, 4, dtype=torch.float64)}
-    wanted = step(
-        block, inputs, lambda leaves: formula(leaves["x"], dict(block.named_parameters()), 4)
-    )
-    found = step(block, inputs)
-    assert_close(
-        found["outputs"][0], F.linear(block.proj.bias, *block.final.parameters()).expand(2, 3, 4)
-    )
-    assert_close(found, wanted)
+    found = step(block.to(dtype), {"x": torch.randn(2, 3, 4).to(dtype)})
+    assert all(g.isfinite().all() for g in [*found["inputs"], *found["parameters"].values()])
+    bare = F.linear(block.proj.bias, *block.final.parameters())
+    assert_close(found["outputs"][0], bare.expand(2, 3, 4))
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["pair", "reference"])
+@pytest.mark.parametrize("short", ["tokens", "scores"])
+def test_vectors_shorter_than_the_authors_eps(short: str, reference: bool) -> None:
+    """They are divided by 1e-12, which is a constant for their gradients."""
+    block, x = made(c=6, layout="sequence"), torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        if short == "scores":
+            block.w_g *= 1e-14
+        else:
+            block.to_query.bias.zero_()
+            block.to_key.bias.zero_()
+            x[:, 1:3] *= 1e-13
+    weights, inputs = dict(block.named_parameters()), {"x": x}
+    wanted = step(block, inputs, lambda leaves: formula(leaves["x"], weights, 6))
+    with reference_forms() if reference else nullcontext():
+        found = step(block, inputs)
+    for part in ("outputs", "inputs", "parameters"):
+        assert_close(found[part], wanted[part])
 
 
 def test_channels_first_or_last_make_no_difference_to_a_large_map() -> None:

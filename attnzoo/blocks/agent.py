@@ -86,6 +86,7 @@ class AgentAttention(nn.Module):
         _refuse(variant, sr_ratio, layout)
         self.c, self.heads, self.agents, self.side = c, heads, agents, math.isqrt(agents)
         self.window, self.variant, self.sr_ratio, self.layout = window, variant, sr_ratio, layout
+        self.class_tokens = int(variant == "deit")
         bias = variant == "swin" if qkv_bias is None else qkv_bias
         if variant == "pvt":
             self.q = nn.Linear(c, c, bias=bias)
@@ -119,7 +120,7 @@ class AgentAttention(nn.Module):
         return leading.unfold(self._attend(leading.fold(x), size), x)
 
     def macs(self, size: InputSize) -> int:
-        c, r, first = self.c, self.sr_ratio, int(self.variant == "deit")
+        c, r, first = self.c, self.sr_ratio, self.class_tokens
         h, w = (size.height, size.width) if self.layout == "image" else self.window
         n, m = h * w, -(-h // r) * -(-w // r)
         reduced = m * self.sr.weight.numel() if r > 1 else 0
@@ -134,8 +135,7 @@ class AgentAttention(nn.Module):
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[0] == 0:  # attention of no sample gives its bias no gradient: of one, cut away
             return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
-        first = int(self.variant == "deit")
-        q, k, v, coarse = self._project(x, size)  # B N C, twice B M C
+        first, (q, k, v, coarse) = self.class_tokens, self._project(x, size)  # B N C, twice B M C
         a = adaptive_average(_as_map(q[:, first:], size), self.side, self.side).flatten(2).mT
         local = self._local(v[:, first:], coarse, size)
         local = F.pad(local, (0, 0, first, 0)) if first else local
@@ -182,8 +182,7 @@ class AgentAttention(nn.Module):
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """H and W of a sequence: those of `window`, or of `window` scaled to this many tokens."""
-        first, (h, w) = int(self.variant == "deit"), self.window
-        n = tokens - first
+        first, (h, w), n = self.class_tokens, self.window, tokens - self.class_tokens
         if n == h * w:
             return h, w
         rows, columns = math.isqrt(max(n, 0) * h // w), math.isqrt(max(n, 0) * w // h)

@@ -7,7 +7,7 @@ Math: x0 = x + positions[:T]; `depth` times x = x + Attn(x), x = x + W2 gelu(W1 
     t attends to steps s of its window, floor(t / window) = floor(s / window), s <= t where
     `causal`: softmax(q_t k_s (c / heads)^-1/2) v_s, all heads joined by a linear layer.
 Shapes: (..., T, C) -> (..., T, C), with T <= `length`; `attention_only` takes any T.
-Differs: the paper's figure normalises before the attention, the code does not; the paper's sum
+Differs: the paper's figure normalizes before the attention, the code does not; the paper's sum
     ends at t - 1, the code's at t. We follow the code. Where `window` does not divide T, the
     authors' windows straddle two samples or fail; here the last window is shorter. Their window 0
     fails where causal; here it is all of T.
@@ -158,7 +158,7 @@ class TemporalAttention(nn.Module):
 
 
 class _Layer(nn.Module):
-    """x + attention, then x + MLP of the normalised x; the attention's input is not normalised."""
+    """x + attention, then x + MLP of the normalized x; the attention's input is not normalized."""
 
     def __init__(
         self,

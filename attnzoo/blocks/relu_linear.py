@@ -8,7 +8,7 @@ Math: z_0 = Wqkv x, z_s = grouped 1x1 (depthwise s x s (z_0)) for each s of `sca
     o_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + eps);
     y = BN(Wproj [o_0, o_s, ...]). heads = int(c // dim * heads_ratio).
 Shapes: (B, C, H, W) -> (B, c_out, H, W).
-Differs: the paper's normaliser has no eps. The authors' code multiplies queries with keys first
+Differs: the paper's normalizer has no eps. The authors' code multiplies queries with keys first
     where H W <= dim, keys with values first elsewhere; that is one function, and the second order
     is taken here at every size. Products, sums and the division run in float32 under half precision
     and autocast, which the authors' do in part; a query that meets no key gives exactly 0 whatever
@@ -55,7 +55,7 @@ class LiteMLA(nn.Module):
         dim: channels of a head's query, key and value.
         heads_ratio: heads are `int(c // dim * heads_ratio)`.
         scales: odd kernel sizes of the depthwise convolutions; () for none.
-        eps: added to the normaliser.
+        eps: added to the normalizer.
 
     Raises:
         ValueError: no head is left.
@@ -102,8 +102,7 @@ class LiteMLA(nn.Module):
         heads = upcast(z.reshape(b * self.heads, 3 * self.dim, h * w))
         with autocast_disabled(heads):
             o = relu_linear_attention(heads, self.dim, self.eps)
-        y: Tensor = o.to(z.dtype).reshape(b, self.heads * self.dim, h, w)
-        return y
+        return torch.reshape(o.to(z.dtype), (b, self.heads * self.dim, h, w))
 
     def macs(self, size: InputSize) -> int:
         pixels, fields = size.height * size.width, 1 + len(self.depthwise)
@@ -121,8 +120,7 @@ def _grouped(z: Tensor, weight: Tensor) -> Tensor:
     b, c, h, w = z.shape
     dim = weight.shape[1]
     groups = weight.view(c // dim, dim, dim).repeat(b, 1, 1)
-    y = torch.bmm(groups, z.reshape(b * c // dim, dim, h * w))
-    return y.view(b, c, h, w)
+    return torch.bmm(groups, z.reshape(b * c // dim, dim, h * w)).view(b, c, h, w)
 
 
 def _heads(c: int, dim: int, heads_ratio: float) -> int:

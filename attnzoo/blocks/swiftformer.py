@@ -1,4 +1,4 @@
-"""Efficient additive attention: one normalised global query, linear in the number of tokens.
+"""Efficient additive attention: one normalized global query, linear in the number of tokens.
 
 Paper: SwiftFormer: Efficient Additive Attention for Transformer-based Real-time Mobile Vision
     Applications, Shaker, Maaz, Rasheed, Khan, Yang, Khan, ICCV 2023, arXiv 2303.15446.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import attnzoo
+from attnzoo.testing.distributions import assert_normal, assert_uniform
 
 from contract import randomize_parameters
 from tolerances import assert_close
@@ -124,6 +125,20 @@ def test_any_leading_axes(shape: tuple[int, ...]) -> None:
     flat = x.reshape(-1, 5, 8)
     wanted = torch.cat([flat[:0], *(block(series)[None] for series in flat)]).reshape(shape)
     assert_close(block(x), wanted)
+
+
+def test_initial_distributions() -> None:
+    """Positions from N(0, 1), the rest torch's own."""
+    torch.manual_seed(0)
+    block = attnzoo.build("ct_msa", 64, length=100, qkv_bias=True)
+    assert_normal(block.positions, 1.0)
+    layer = block.layers[0]
+    for linear in (layer.attention.qkv, layer.attention.proj, layer.fc1, layer.fc2):
+        assert_uniform(linear.weight, linear.in_features**-0.5)
+        assert_uniform(linear.bias, linear.in_features**-0.5)
+    assert (layer.norm.weight == 1).all()
+    assert (layer.norm.bias == 0).all()
+    assert layer.norm.eps == 1e-5
 
 
 def test_dropout_acts_in_training_alone() -> None:

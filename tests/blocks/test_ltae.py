@@ -290,6 +290,16 @@ def test_one_pixel_with_one_channel_a_group_gives_the_bias() -> None:
     assert_close(y, block.out_norm.bias)
 
 
+@pytest.mark.parametrize("config", [{"variant": "original", "length": 7}, {"d_model": 18}], ids=str)
+def test_half_parameters_take_float32_inputs_under_autocast(config: dict[str, Any]) -> None:
+    block = built(**config, layout="sequence").eval()
+    x, days = torch.randn(3, 7, 12), None if "length" in config else torch.arange(7)
+    wanted = block(x.double(), positions=days)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block.bfloat16()(x, positions=days)
+    assert_close(found, wanted, torch.bfloat16)
+
+
 def test_a_long_table_takes_no_memory_on_meta() -> None:
     tracemalloc.start()
     try:

@@ -9,6 +9,7 @@ from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.distributions import assert_uniform
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -124,6 +125,18 @@ def test_autocast_leaves_the_sums_in_float32(dtype: torch.dtype) -> None:
 def test_refuses(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         attnzoo.build("relu_linear", **config)
+
+
+def test_initial_distributions() -> None:
+    """torch's own in every layer."""
+    torch.manual_seed(0)
+    block = attnzoo.build("relu_linear", 64, scales=(3, 5))
+    for layer in (block.qkv, *block.depthwise, *block.pointwise, block.proj):
+        assert_uniform(layer.weight, layer.weight[0].numel() ** -0.5)
+        assert layer.bias is None
+    assert (block.norm.weight == 1).all()
+    assert (block.norm.bias == 0).all()
+    assert (block.norm.eps, block.norm.momentum) == (1e-5, 0.1)
 
 
 def test_heads_are_floored_twice_as_the_authors_do() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.distributions import assert_normal, assert_uniform
 
 from contract import randomize_parameters, step
 from tolerances import assert_close
@@ -151,6 +152,16 @@ def test_vectors_shorter_than_the_authors_eps(short: str, reference: bool) -> No
         found = step(block, inputs)
     for part in ("outputs", "inputs", "parameters"):
         assert_close(found[part], wanted[part])
+
+
+def test_initial_distributions() -> None:
+    """w_g from N(0, 1), the layers torch's own."""
+    torch.manual_seed(0)
+    block = attnzoo.build("swiftformer", 64, heads=16)
+    assert_normal(block.w_g, 1.0)
+    for layer in (block.to_query, block.to_key, block.proj, block.final):
+        assert_uniform(layer.weight, layer.in_features**-0.5)
+        assert_uniform(layer.bias, layer.in_features**-0.5)
 
 
 def test_channels_first_or_last_make_no_difference_to_a_large_map() -> None:

@@ -6,6 +6,7 @@ The norm over all steps fixes T, and lets nothing be folded: every step is proje
 import torch
 from torch import Tensor, nn
 
+from ..ops.precision import downcast
 from ..ops.sinusoid import sinusoid
 from ..validation import messages
 
@@ -85,7 +86,7 @@ def encode(
     if steps > length or (inconv_norm is not None and steps < length):
         takes = f"{length} at most" if inconv_norm is None else f"length={length}"
         raise ValueError(f"x has {steps} steps; this variant='original' takes {takes}")
-    e: Tensor = in_norm(x.permute(0, 3, 1, 2).to(codes.dtype)).mT  # B P C T
+    e: Tensor = in_norm(downcast(x.permute(0, 3, 1, 2), codes)).mT  # B P C T
     if inconv is not None and inconv_norm is not None:
         dense = inconv_norm(inconv(e.flatten(0, 1)))
         e = dense.view(*e.shape[:2], *dense.shape[1:])

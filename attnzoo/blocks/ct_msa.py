@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
-from ..ops.precision import autocast_disabled, upcast
+from ..ops.precision import autocast_disabled, downcast, upcast
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Depth, NonNegative, Rate, Width
@@ -113,7 +113,7 @@ class CTMSA(nn.Module):
                 f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}) and the block "
                 f"positions for length={self.length}; build it with length={x.shape[-2]}"
             )
-        y = fold(x).to(self.positions.dtype) + self.positions[: x.shape[-2]]
+        y = downcast(fold(x), self.positions) + self.positions[: x.shape[-2]]
         for layer in self.layers:
             y = layer(y)
         return unfold(y, x).to(x.dtype)

@@ -43,7 +43,7 @@ class IFA(nn.Module):
         )
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
-        check.image(source, self.c, self.mlp[0].weight, name="source")
+        check.image(source, self.c, next(self.mlp.parameters()), name="source")
         b, _, h, w = source.shape
         check.batch_norm(self.mlp[1], 4 * b * h * w, source)
         place = positions(h, w, source.device).to(source.dtype).expand(b, 82, 2 * h, 2 * w)
@@ -54,8 +54,9 @@ class IFA(nn.Module):
         """The first convolution of the doubled source and the positions."""
         conv = self.mlp[0]
         if not is_pointwise(conv):
-            return conv(torch.cat((_doubled(source), place), 1))
-        of_source, of_place = conv.weight.split((self.c, 82), 1)
+            y: Tensor = conv(torch.cat((_doubled(source), place), 1))
+            return y
+        of_source, of_place = conv.weight[:, : self.c], conv.weight[:, self.c :]
         return _doubled(F.conv2d(source, of_source)) + F.conv2d(place[:1], of_place, conv.bias)
 
     def macs(self, size: InputSize) -> int:

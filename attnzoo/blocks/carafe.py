@@ -14,9 +14,8 @@ Cost: with m = compressed, e = encoder_kernel and n = K^2 groups s^2, parameters
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,16 +76,19 @@ class CARAFE(nn.Module):
         )
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)
-        for conv in (self.channel_compressor, self.content_encoder):
-            nn.init.zeros_(cast(Tensor, conv.bias))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
         check.image(source, self.c, self.content_encoder.bias, name="source")
-        m = self.content_encoder(self.channel_compressor(source))  # B (G K K s s) H W
+        b, c, h, w = source.shape
         k, g, s = self.kernel, self.groups, self.scale
-        weights = torch.unflatten(upcast(m), 1, (g, k * k, s * s)).softmax(2)
-        weights = torch.unflatten(weights, 2, (k, k))
-        x = torch.unflatten(F.pad(upcast(source), (k // 2,) * 4), 1, (g, self.c // g))
+        m = upcast(self.content_encoder(self.channel_compressor(source)))  # B (G K K ss) H W
+        weights = m.reshape(b, g, k * k, s * s, h, w).softmax(2).reshape(b, g, k, k, s * s, h, w)
+        edge = k // 2
+        x = F.pad(upcast(source), (edge,) * 4)
+        x = x.reshape(b, g, c // g, h + 2 * edge, w + 2 * edge)
         with autocast_disabled(source):
             y = window_sum(x, weights.to(x.dtype))  # B G c/G ss H W
         y = fine_map(y.flatten(1, 2), s).to(source.dtype)

@@ -15,8 +15,6 @@ Cost: parameters (c + 82) c + c + 2 c + c^2 + c; MACs 4 h w ((c + 82) c + c^2), 
     are spared here.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +43,7 @@ class IFA(nn.Module):
         )
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
-        check.image(source, self.c, cast(nn.Conv2d, self.mlp[0]).weight, name="source")
+        check.image(source, self.c, next(self.mlp.parameters()), name="source")
         b, _, h, w = source.shape
         check.batch_norm(self.mlp[1], 4 * b * h * w, source)
         place = positions(h, w, source.device).to(source.dtype).expand(b, 82, 2 * h, 2 * w)
@@ -54,10 +52,11 @@ class IFA(nn.Module):
 
     def _first(self, source: Tensor, place: Tensor) -> Tensor:
         """The first convolution of the doubled source and the positions."""
-        conv = cast(nn.Conv2d, self.mlp[0])
+        conv = self.mlp[0]
         if not is_pointwise(conv):
-            return cast(Tensor, conv(torch.cat((_doubled(source), place), 1)))
-        of_source, of_place = torch.split(conv.weight, [self.c, 82], 1)
+            y: Tensor = conv(torch.cat((_doubled(source), place), 1))
+            return y
+        of_source, of_place = conv.weight[:, : self.c], conv.weight[:, self.c :]
         return _doubled(F.conv2d(source, of_source)) + F.conv2d(place[:1], of_place, conv.bias)
 
     def macs(self, size: InputSize) -> int:

@@ -16,7 +16,7 @@ Cost: with g = guidance and e = dim, parameters 2 g + 2 c + e (g + c) + 2 e; MAC
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
     pad = (kernel // 2,) * 4
     with autocast_disabled(q):
         energies = window_dots(q[:, None], F.pad(k, pad)[:, None], kernel)  # B 1 K K S H W
-        weights = torch.unflatten(energies.flatten(2, 3).softmax(2), 2, (kernel, kernel))
+        weights = energies.flatten(2, 3).softmax(2).view_as(energies)
         return window_sum(F.pad(v, pad)[:, None], weights)[:, 0]
 
 
@@ -111,12 +111,14 @@ class SAPA(nn.Module):
         y = self.norm_y(guidance.permute(0, 2, 3, 1))
         y = y.unflatten(2, (-1, s)).unflatten(1, (-1, s))  # B H s W s g
         own = source[:, :, None, :, None]  # B H 1 W 1 C
-        if self.q_mode == "encoder_only":
-            return cast(Tensor, self.q(y))
+        if self.q_mode == "gate":
+            a = self.gate(x)[:, :, None, :, None].sigmoid()
+            gated: Tensor = a * self.qy(y) + (1 - a) * self.qx(own)
+            return gated
         if self.q_mode == "cat":
-            return cast(Tensor, self.q(torch.cat((y, own.expand(*y.shape[:-1], -1)), -1)))
-        a = self.gate(x)[:, :, None, :, None].sigmoid()
-        return cast(Tensor, a * self.qy(y) + (1 - a) * self.qx(own))
+            y = torch.cat((y, own.expand(*y.shape[:-1], -1)), -1)
+        q: Tensor = self.q(y)
+        return q
 
     def _check(self, source: Tensor, guidance: Tensor) -> None:
         check.image(source, self.c, self.k.weight, name="source")

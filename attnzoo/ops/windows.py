@@ -51,8 +51,9 @@ def window_spread(y: Tensor, weights: Tensor) -> Tensor:
 
 def fine_map(y: Tensor, scale: int) -> Tensor:
     """The pixels that share windows, each at its place: (B, C, s s, H, W) -> (B, C, s H, s W)."""
-    y = torch.unflatten(y, 2, (scale, scale)).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
-    return y.flatten(4, 5).flatten(2, 3)
+    b, c, _, h, w = y.shape
+    y = y.reshape(b, c, scale, scale, h, w).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
+    return y.reshape(b, c, scale * h, scale * w)
 
 
 def _columns(x: Tensor, k: int, w: int) -> Tensor:

@@ -108,11 +108,8 @@ class UTAEAggregator(nn.Module):
                 "them with need_weights=True; mode='mean' takes none"
             )
         check.dense("attn", attn, wanted)
-        if (
-            attn.ndim != 5
-            or attn.shape[1:3] != x.shape[:2]
-            or 0 in (attn.shape[0], *attn.shape[3:])
-        ):
+        fits = attn.ndim == 5 and attn.shape[1] == x.shape[0] and attn.shape[2] == x.shape[1]
+        if not fits or attn.shape[0] * attn.shape[3] * attn.shape[4] == 0:
             raise ValueError(f"attn has shape {tuple(attn.shape)}; for this x it is {wanted}")
         check.token(attn, like=x, name="attn")
         if self.mode == "att_group" and x.shape[2] % attn.shape[0]:

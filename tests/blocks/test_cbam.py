@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from formulas import max_mean_gate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ from attnzoo.autograd import reference_forms
 from attnzoo.testing.distributions import assert_default
 
 from contract import assert_steps_equal, made, step
-from formulas import max_mean_gate
 from tolerances import assert_close
 
 POOLINGS = {

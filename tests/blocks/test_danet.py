@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from formulas import channel_attention, position_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +15,6 @@ from attnzoo.testing.inputs import make_inputs
 from attnzoo.testing.work import work
 
 from contract import ODD, made, step
-from formulas import channel_attention, position_attention
 from tolerances import assert_close
 
 HEAD = {"c": 72, "reduction": 4, "head": True}

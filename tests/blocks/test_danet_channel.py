@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from formulas import channel_attention
 from torch import Tensor
 
 import attnzoo
 from attnzoo.autograd import reference_forms
 
 from contract import made, step
-from formulas import channel_attention
 from tolerances import assert_close
 
 

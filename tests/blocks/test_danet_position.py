@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from formulas import position_attention
 from torch import Tensor, nn
 
 import attnzoo
@@ -11,7 +12,6 @@ from attnzoo.autograd import reference_forms
 from attnzoo.testing.distributions import assert_default
 
 from contract import made, step
-from formulas import position_attention
 from tolerances import assert_close
 
 LARGE = attnzoo.InputSize(batch=2, height=24, width=24)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from formulas import HookedDIA
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +18,6 @@ from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import work
 
 from contract import ODD, made, randomize_parameters, step
-from formulas import HookedDIA
 from tolerances import assert_close
 
 SCALES = [(0.4, 0.1), (0.1, 0.4), (1.0, 1.0), (0.0, -2.5)]

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from formulas import HookedDIA
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,7 +29,6 @@ from attnzoo.registry import Inputs, find
 from attnzoo.testing.inputs import call, samples, tensors
 
 from contract import arranged, blocks, made, wanting_grad
-from formulas import HookedDIA
 from matrix import Cell
 from ranks import WORLD, RankError, Ranks, ranks
 from tolerances import assert_close

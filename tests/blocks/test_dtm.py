@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import EXACT, errors, gradients, mamba_mixer
 from torch import Tensor
 
 import attnzoo
 from attnzoo.blocks.dtm import DTM
 from attnzoo.testing.distributions import assert_uniform
 
-from formulas import EXACT, errors, gradients, mamba_mixer
 from tolerances import assert_close
 
 SIZES = ((3, 5, 4), (6, 2, 3), (2, 1, 1))

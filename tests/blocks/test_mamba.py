@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import EXACT, errors, gradients, mamba_mixer, selective_recurrence
 from torch import Tensor
 
 import attnzoo
@@ -14,7 +15,6 @@ from attnzoo.autograd.selective_scan import CHUNK, selective_scan
 from attnzoo.ops.causal_conv import causal_conv as reference_conv
 from attnzoo.testing.distributions import assert_uniform
 
-from formulas import EXACT, errors, gradients, mamba_mixer, selective_recurrence
 from tolerances import assert_close
 
 

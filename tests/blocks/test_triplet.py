@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from formulas import max_mean_gate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +15,6 @@ from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import saved_bytes
 
 from contract import assert_steps_equal, made, step
-from formulas import max_mean_gate
 from tolerances import assert_close
 
 

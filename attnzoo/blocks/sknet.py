@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..autograd import custom_gradient, needs_reference_form, sknet
+from ..autograd import needs_reference_form
 from ..ops.precision import upcast_dtype
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
@@ -34,9 +34,6 @@ def select(gates: Tensor, *features: Tensor) -> Tensor:
     for i, u in enumerate(features[1:], 1):
         y = torch.addcmul(y, u, gates[:, i])
     return y
-
-
-select = custom_gradient(select, sknet.pair)
 
 
 class SKConv(nn.Module):

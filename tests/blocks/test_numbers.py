@@ -87,18 +87,6 @@ def test_autocast_around_the_whole_step(name: str, parameters: torch.dtype) -> N
     assert_close(found["outputs"], wanted["outputs"], torch.bfloat16)
 
 
-@pytest.mark.capability("autocast")
-@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_around_the_whole_step(name: str, parameters: torch.dtype) -> None:
-    """The backward pass within it, too; and parameters cast before, where inputs are float32."""
-    _, block, inputs = made(name, ODD)
-    wanted = step(block, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = step(block.to(parameters), inputs)
-    assert all(t.isfinite().all() for t in tensors(found))
-    assert_close(found["outputs"], wanted["outputs"], torch.bfloat16)
-
-
 @pytest.mark.capability("scale_bfloat16")
 def test_scale_bfloat16(name: str, cell: Cell) -> None:
     cell.value(largest_scale(name, torch.bfloat16))

@@ -1,4 +1,4 @@
-"""What a block can be held to, and what the test run found: the one list and its recorded cells."""
+"""The capabilities that every block is tested for, and the cells that the test run recorded."""
 
 import json
 from collections.abc import Mapping

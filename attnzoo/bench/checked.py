@@ -9,7 +9,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 class Checked:
-    """Base of a dataclass whose values are held to its annotations when it is made."""
+    """Base of a dataclass whose values are checked against its annotations when it is made."""
 
     def __post_init__(self) -> None:
         cls: Any = type(self)

@@ -30,7 +30,7 @@ class WrongResultError(RuntimeError):
 
 
 class Check(NamedTuple):
-    """The largest relative error that was seen, what it was held to, and the reference form."""
+    """The largest relative error that was seen, its limit, and the reference form."""
 
     error: float
     limit: float
@@ -210,8 +210,8 @@ def _errors(
     """Each result's error relative to its own size, or to its noise where that is larger.
 
     Infinite where one side lacks it, its shape differs or it is not finite. A tensor smaller than
-    a thousandth of the largest of its kind is held to that size: a gradient that is zero but for
-    rounding has no digits of its own.
+    a thousandth of the largest of its kind is compared with that size: a gradient that is zero but
+    for rounding has no digits of its own.
     """
     for kind, theirs in wanted.items():
         sizes = {key: _size(t) for key, t in theirs.items() if t is not None}

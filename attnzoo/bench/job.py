@@ -82,8 +82,8 @@ def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
     taken = {k: v for k, v in over.items() if k in entry.signature.parameters}
     own = {**entry.example, **taken}
     layout = own.get("layout", entry.layouts[0])
-    wide = {"c": CHANNELS[layout]} if layout in SIZES and "c" in entry.example else {}
-    configs = [{**entry.example, **wide, **taken}, own]
+    standard = {"c": CHANNELS[layout]} if layout in SIZES and "c" in entry.example else {}
+    configs = [{**entry.example, **standard, **taken}, own]
     if layout == "sequence" and "length" in entry.signature.parameters and "length" not in taken:
         steps = settings.applied_to(entry, SIZES[layout]).steps  # a length is one of time steps
         configs = [*({**config, "length": steps} for config in configs), own]
@@ -112,12 +112,12 @@ def _first_legal(
 
 
 def _runs(entry: Entry, config: Mapping[str, Any], at: InputSize) -> bool:
-    """Whether the block takes a config and a size, told without computing anything."""
+    """Whether the block takes a config and a size, without computing anything."""
     try:
         bound = entry.bind(**config)
         with torch.device("meta"), torch.no_grad():
             call(entry.cls(**bound), make_inputs(entry, bound, at, device="meta"))
-    except Exception:  # refused; why is told where the job is performed
+    except Exception:  # refused; the job itself says why
         return False
     return True
 

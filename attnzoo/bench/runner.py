@@ -97,7 +97,7 @@ def run_all(
     here: Ranks,
     performer: Performer,
     resume: bool,
-    told: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[list[Result], str]:
     """This rank's share of the jobs; all rows in the order of the jobs, and why it stopped early.
 
@@ -115,7 +115,7 @@ def run_all(
     stopped = ""
     try:
         for number, job in enumerate(left[here.rank :: here.size], 1):
-            told(f"{job.block} ({number} of {len(left[here.rank :: here.size])})")
+            progress(f"{job.block} ({number} of {len(left[here.rank :: here.size])})")
             found.append(performer.perform(job))
             if folder is not None:
                 store.append(store.file_of(folder, here.rank), found[-1])
@@ -126,7 +126,7 @@ def run_all(
         stopped = f"a rank has ended early ({error})"
     finally:
         performer.close()
-        told("")
+        progress("")
     if folder is not None and here.rank == 0:
         found = store.arranged(order, [*found, *store.load(folder)])
         store.join(folder, found)

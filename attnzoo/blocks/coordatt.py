@@ -63,8 +63,8 @@ class CoordAtt(nn.Module):
         check.image(x, self.c, self.conv1.weight)
         b, _, h, w = x.shape
         check.batch_norm(self.bn1, b * (h + w), x)
-        wide = upcast_dtype(x.dtype)  # sums over a strip can overflow
-        s = torch.cat((x.mean(3, dtype=wide), x.mean(2, dtype=wide)), 2).to(x.dtype)  # B C H+W
+        dtype = upcast_dtype(x.dtype)  # sums over a strip can overflow
+        s = torch.cat((x.mean(3, dtype=dtype), x.mean(2, dtype=dtype)), 2).to(x.dtype)  # B C H+W
         t = F.hardswish(self.bn1(self.conv1(s[..., None]).squeeze(3)))  # B M H+W
         rows = self.conv_h(t[:, :, :h, None]).sigmoid().to(x.dtype)  # B O H 1
         columns = self.conv_w(t[:, :, None, h:]).sigmoid().to(x.dtype)  # B O 1 W

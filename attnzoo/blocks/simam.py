@@ -38,7 +38,7 @@ class SimAM(nn.Module):
     """SimAM on (B, C, H, W).
 
     Args:
-        c: channels in and out; nothing depends on it, inputs are held to it.
+        c: channels in and out; only the check of the input depends on it.
         e_lambda: what is added to the variance, in the units of x squared.
     """
 

@@ -1,7 +1,7 @@
 """What torch's own operators cost beyond products: free ones, and weights of those that do several.
 
 A name is that of the operator without its overload and without the `_` of the form in place. A
-pointwise operator is told by torch's own tag and stands here only where it has none.
+pointwise operator is recognized by torch's own tag and stands here only where it has none.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 An operator's cost is found in this order:
 
-- what `register` was told, for operators of one's own (`torch.library`);
+- what `register` was given, for operators of one's own (`torch.library`);
 - matrix work, products and convolutions, by torch's formulas (`torch.utils.flop_counter`, so that
   its `register_flop_formula` serves too) and for a few that torch passes over: multiply-adds;
 - nothing for views, copies, casts, gathers and constants: bytes move, nothing is computed;

@@ -64,7 +64,7 @@ def level_sizes(
 
 
 def neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Whom each node attends to, (S, slots), and which slots are empty; those hold the node."""
+    """The nodes that each attends to, (S, slots), and which slots are empty; those name itself."""
     index, empty = tables(_neighbors, pyramid, device)
     return index, empty
 

@@ -1,1 +1,1 @@
-"""What moved between two versions: measured side by side, or told from two result files."""
+"""What moved between two versions: measured side by side, or read from two result files."""

@@ -37,7 +37,7 @@ class Moved:
 
 
 def measure(
-    jobs: Sequence[Job], a: Code, b: Code, tolerance: float, told: Callable[[str], None]
+    jobs: Sequence[Job], a: Code, b: Code, tolerance: float, progress: Callable[[str], None]
 ) -> Iterator[Moved]:
     """Every pass of every job, in order; what seems to have moved is measured again.
 
@@ -47,7 +47,7 @@ def measure(
     found: list[Moved] = []
     with _processes(a, b) as sides:
         for number, job in enumerate(jobs, 1):
-            told(f"{job.block} ({number} of {len(jobs)})")
+            progress(f"{job.block} ({number} of {len(jobs)})")
             found += _measure(job, sides, tolerance)
     doubtful = {one.block for one in found if one.verdict in ("slower", "faster")}
     again: dict[tuple[str, str], Moved] = {}
@@ -55,7 +55,7 @@ def measure(
         with _processes(a, b) as sides:
             for job in jobs:
                 if job.block in doubtful:
-                    told(f"{job.block} once more")
+                    progress(f"{job.block} once more")
                     again |= {(m.block, m.what): m for m in _measure(job, sides, tolerance)}
     for one in found:
         yield confirmed(one, again.get((one.block, one.what)), tolerance)

@@ -35,7 +35,7 @@ def times(samples: Sequence[Sample]) -> list[float]:
 
 
 def calls_per_sample(step: Step) -> int:
-    """How many calls fill a sample, told by the shortest of three."""
+    """How many calls fill a sample, by the shortest of three."""
     once = times(burst(step, 1, 0.0))[0]
     if once < LONG:
         once = min(times(burst(step, 1, 0.0, 3)))

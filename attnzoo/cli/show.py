@@ -21,6 +21,10 @@ def run(options: argparse.Namespace) -> int:
         text = getattr(record, label)
         if text:
             print(f"{label.capitalize()}:", text.replace("\n", "\n    "))
+    if record.ranges:
+        print("Arguments:")
+        for line in columns([(f"    {key}", text) for key, text in record.ranges.items()]):
+            print(line)
     print(f"Layout: {', '.join(record.layouts)}; family: {record.family}")
     config = "".join(f", {key}={value!r}" for key, value in record.example.items())
     print(f'Example: attnzoo.build("{record.name}"{config})')

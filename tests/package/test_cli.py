@@ -23,6 +23,13 @@ def test_no_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attnzoo bench se cbam" in capsys.readouterr().out
 
 
+def test_show_prints_the_ranges_of_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", "cbam") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "kernel_size at least 1, odd" in lines
+    assert "c at least 1" in lines
+
+
 def test_list_has_every_block(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()

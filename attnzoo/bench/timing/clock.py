@@ -2,7 +2,7 @@
 
 A busy machine takes the processor away for milliseconds at a time, and a neighbor on the same core
 slows it for a second and more. So a sample lasts half a millisecond (one call where a call is
-longer) and is measured in the time that the thread itself ran; samples are taken in rounds, and rounds
+longer) and is measured in the time that the thread itself ran; samples come in rounds, and rounds
 go on until two of them reach the same least time while a reference load runs at its best speed.
 """
 

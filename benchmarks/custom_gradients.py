@@ -59,7 +59,11 @@ WORKLOADS = (
     Workload("m_gtu", {"c": 32}, InputSize(8 * 307, 12)),
     Workload("dilated_inception", {"c": 32, "gated": True}, InputSize(2 * 207, 168)),
     Workload("self_self", {"c": 768}, InputSize(1, 785)),
-    Workload("mix_attention", {"c": 64, "dims": (256, 160, 64), "pools": (1, 2, 4)}, InputSize(1, 1, 64, 64)),
+    Workload(
+        "mix_attention",
+        {"c": 64, "dims": (256, 160, 64), "pools": (1, 2, 4)},
+        InputSize(1, 1, 64, 64),
+    ),
     Workload("jbu", {"c": 384, "guidance": 3, "dropout": 0.0}, InputSize(1, 1, 28, 28)),
     Workload("carafe", {"c": 256}, InputSize(2, 1, 28, 28)),
     Workload("sapa", {"c": 256, "guidance": 128}, InputSize(2, 1, 28, 28)),

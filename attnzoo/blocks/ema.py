@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.memory_format import match_memory_format
+from ..ops.precision import downcast
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
@@ -66,6 +67,7 @@ class PlaneNorm(nn.GroupNorm):
     """GroupNorm that takes a single value a group, too: what is left of it is the bias."""
 
     def forward(self, input: Tensor) -> Tensor:
+        input = downcast(input, self.weight)
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from ..autograd.attention import attention
 from ..ops.memory_format import match_memory_format
+from ..ops.precision import downcast
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.messages import shown
@@ -113,8 +114,10 @@ class Block(nn.Module):
         self.drop_path = nn.Dropout(drop_path)
 
     def forward(self, x: Tensor, y: Tensor, grid: Grid) -> Tensor:
+        x, y = (downcast(t, self.norm1.weight) for t in (x, y))
         x = self.norm1(x)
-        x = self.norm3(x + self._survive(self.attn(x, self.norm2(y), grid)))
+        x = x + self._survive(self.attn(x, self.norm2(y), grid))
+        x = self.norm3(downcast(x, self.norm3.weight))
         return x + self._survive(self.mlp(x, grid))
 
     def _survive(self, branch: Tensor) -> Tensor:

@@ -180,8 +180,8 @@ def inserted_equals_one_process() -> None:
 
 
 def folded_layers_are_refused() -> None:
-    block, inputs = same("dia")
-    fully_shard(block.downavg, mesh=init_device_mesh("cpu", (WORLD,)))
+    block, inputs = same("swiftformer")
+    fully_shard(block.to_query, mesh=init_device_mesh("cpu", (WORLD,)))
     with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
         call(block, inputs)
 

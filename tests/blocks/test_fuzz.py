@@ -158,7 +158,8 @@ def correct(
             else ()
         )
         assert all(g is None or g.isfinite().all() for g in grads)
-    rates = [m.p for m in block.modules() if isinstance(m, nn.Dropout)]
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    rates = [m.p for m in block.modules() if isinstance(m, kinds)]
     noisy = case.train and any([*rates, getattr(block, "dropout", None)])
     if noisy or case.autocast or first.dtype.itemsize == 2:  # half: finite, and held elsewhere
         return

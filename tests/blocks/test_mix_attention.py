@@ -89,7 +89,8 @@ def formula(block: nn.Module, x: Tensor, maps: list[Tensor], heads: int) -> Tens
 @pytest.mark.parametrize("whole", [False, True], ids=["attention", "block"])
 @pytest.mark.parametrize("variant", ["ade", "city"])
 def test_equals_the_formula(variant: str, whole: bool, size: tuple[int, int]) -> None:
-    config = {"c": 8, "dims": DIMS, "heads": 2, "block": whole, "variant": variant}
+    config = {"c": 8, "dims": DIMS, "pools": (1, 2, 4, 8), "heads": 2, "block": whole}
+    config["variant"] = variant
     at = attnzoo.InputSize(2, 1, *size)
     _, block, inputs = made("mix_attention", at, torch.float64, **config)
     assert_close(block(**inputs), formula(block, inputs["x"], inputs["features"], 2))

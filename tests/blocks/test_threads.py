@@ -107,7 +107,7 @@ def test_devices_and_dtypes_of_threads_stay_apart() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"example": {"channels": 4}}, {"example": {"c": "4"}}, {"layout": "pair"}, {"layout": 3},
+    [{"example": {"channels": 4}}, {"example": {"c": "4"}}, {"layout": "features"}, {"layout": 3},
      {"family": "animal"}, {"example": [1]}, {"limits": {"flying": "no"}}, {"inputs": 3}],
 )  # fmt: skip
 def test_a_failed_registration_leaves_no_trace(options: dict[str, object]) -> None:

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-_LAZY = {  # public functions in the files of blocks
+_LAZY = {  # public functions that are defined in block modules
     "adaptive_conv": ".blocks.jbu",
     "pyraformer_mask": ".blocks.pyraformer",
     "remove_global_bias": ".blocks.self_self",
@@ -61,7 +61,7 @@ _LAZY = {  # public functions in the files of blocks
 
 
 def __getattr__(name: str) -> Any:
-    """The files of the blocks load when the first is asked for, so that importing is quick."""
+    """Import the block modules on first access, which keeps `import attnzoo` fast."""
     if name == "blocks":
         return import_module(".blocks", __name__)
     if name in _LAZY:

@@ -1,7 +1,7 @@
-"""Every private symbol of torch that this package reads, and what happens where it is missing.
+"""Every private symbol of torch that this package uses, each with a fallback.
 
-Nothing else in the package names one. Where a torch lacks a symbol, the answer given here is the
-one that makes callers take their reference form: slower, and right.
+No other module of the package uses one. If the installed torch lacks a symbol, the functions here
+return the value that makes callers use their reference form, which is slower but correct.
 """
 
 from collections.abc import Callable
@@ -40,19 +40,19 @@ _is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
 def is_exporting() -> bool:
     """Whether `torch.export` is tracing this call."""
     if _is_exporting is None:
-        return torch.compiler.is_compiling()  # forms that export are right when compiled, too
+        return torch.compiler.is_compiling()  # forms for export are correct when compiled, too
     return bool(_is_exporting())
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast acts on tensors of the device type; some, such as "meta", have none."""
-    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the question below
+    """Whether autocast is enabled for the device type; some, such as "meta", do not support it."""
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace `is_autocast_available`
         return device_type != "meta" and torch.is_autocast_enabled(device_type)
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes matrix products of `x` in; None where it is off."""
+    """The dtype in which autocast computes matrix products of `x`, or None if it is disabled."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if autocast_enabled(kind) else None
 
@@ -63,7 +63,7 @@ def jit_tracing() -> bool:
 
 
 def transforms_active() -> bool:
-    """Whether a transform of `torch.func` is acting on this call."""
+    """Whether a `torch.func` transform is active in this call."""
     return _functorch_active is None or bool(_functorch_active())
 
 
@@ -74,7 +74,7 @@ def forward_mode_active() -> bool:
 
 def proxy_tracing() -> bool:
     """Whether `make_fx` is recording this call."""
-    if torch.compiler.is_compiling():  # which cannot read the mode below
+    if torch.compiler.is_compiling():  # torch.compile cannot trace `_get_dispatch_mode`
         return False
     if _dispatch_mode is None or _proxy_key is None:
         return True
@@ -82,7 +82,7 @@ def proxy_tracing() -> bool:
 
 
 def dispatch_modes_active() -> bool:
-    """Whether a mode, such as a counter or fake tensors, sees every operator of this call."""
+    """Whether a `TorchDispatchMode`, such as a counter or fake tensors, is active."""
     return _dispatch_depth is None or _dispatch_depth() > 0
 
 
@@ -100,7 +100,7 @@ def is_view(tensor: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor has been written to in place; -1 where that is not known."""
+    """How many times a tensor has been modified in place, or -1 if unknown."""
     count: int = getattr(tensor, "_version", -1)
     return count
 
@@ -115,20 +115,20 @@ def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
 
 
 def decompose(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operator's result by the operators it is made of, or NotImplemented."""
+    """Run the operator's decomposition into other operators, or return NotImplemented."""
     if getattr(operator, "decompose", None) is None:
         return NotImplemented
     return operator.decompose(*args, **kwargs)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile` was given, whose signature the compiled one hides."""
+    """The module that was passed to `torch.compile`, or the module itself if not compiled."""
     original: nn.Module = getattr(module, "_orig_mod", module)
     return original
 
 
 def cuda_spin(cycles: int) -> None:
-    """Keep the current stream of the device busy; where torch cannot, by products."""
+    """Keep the current CUDA stream busy; uses matrix products if `torch.cuda._sleep` is missing."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is not None:
         sleep(cycles)
@@ -156,10 +156,10 @@ def overload_packet(operator: Any) -> Any:
 
 
 class Companion(nn.Module):
-    """A module that moves and casts others along with itself, though they are no part of it."""
+    """A module that moves and casts other modules along with itself without registering them."""
 
     def companions(self) -> list[nn.Module]:
-        """The modules that go along."""
+        """The modules to move and cast along with this one."""
         return []
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Companion":
@@ -170,7 +170,7 @@ class Companion(nn.Module):
 
 
 def put_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in a parameter's place without making it a parameter."""
+    """Replace a parameter with a plain tensor."""
     module._parameters[name] = tensor  # type: ignore[assignment]
 
 
@@ -181,11 +181,11 @@ def metadata(state_dict: Any) -> dict[str, Any]:
 
 
 def normalizes_batches(module: nn.Module) -> bool:
-    """Whether a module is a BatchNorm of any number of axes."""
+    """Whether a module is a BatchNorm of any dimension."""
     return isinstance(module, BATCH_NORMS)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks of its own act on calls of the module; True where that is not known."""
+    """Whether the module has forward or backward hooks; True if that cannot be determined."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind, True) for kind in kinds)

@@ -1,4 +1,4 @@
-"""The capabilities that every block is tested for, and the cells that the test run recorded."""
+"""The capabilities that every block is tested for, and the results of the last recorded run."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from pathlib import Path
 PATH = Path(__file__).with_name("capabilities.json")
 NOT_TESTED = "not tested here"
 
-# Capabilities by group, each with what "yes" means. A test carries the name as its mark
-# `@pytest.mark.capability("...")`; the order here is the order of the table.
+# Capabilities by group, each with the meaning of "yes". Tests refer to a capability by the mark
+# `@pytest.mark.capability("...")`; the table lists them in this order.
 GROUPS: dict[str, dict[str, str]] = {
     "Numbers": {
         "weights": "the authors' weights load by their own names and give the authors' numbers",
@@ -66,13 +66,13 @@ CAPABILITIES: dict[str, str] = {
 
 
 def recorded() -> dict[str, dict[str, str]]:
-    """The cells of the last recorded test run: block, capability, what was found."""
+    """The results of the last recorded test run, by block and capability."""
     cells: dict[str, dict[str, str]] = json.loads(PATH.read_text(encoding="utf-8"))
     return cells
 
 
 def of(name: str, limits: Mapping[str, str]) -> dict[str, str]:
-    """One block's cells: "yes", a value, or "no", "refused", "n/a" with the reason."""
+    """One block's results: "yes", a value, or "no", "refused", "n/a" with the reason."""
     cells = recorded().get(name, {})
     return {
         capability: f"no: {limits[capability]}"

@@ -29,13 +29,13 @@ Family = Literal[
     "other",
 ]
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
-# Authors' module paths to ours; "*" stands for one name, None marks layers that never act.
+# Authors' module paths to ours; "*" matches one name, None marks layers that are never called.
 KeyMap: TypeAlias = Mapping[str, str | None]
 Inputs: TypeAlias = dict[str, Tensor | list[Tensor]]
 
 
 class InputSize(NamedTuple):
-    """How large an input is, apart from its channels: every layout reads the axes it has."""
+    """The size of an input without its channels; each layout uses only the axes it has."""
 
     batch: int = 2
     steps: int = 24
@@ -47,11 +47,11 @@ DEFAULT_SIZE = InputSize()
 
 
 class Cost(NamedTuple):
-    """Parameters, and multiply-adds of one sample's forward pass.
+    """The number of parameters, and the multiply-adds of one sample's forward pass.
 
-    `macs` is what the authors' published arithmetic needs, without products that are masked out,
-    cut off or with padding, None where the block states no formula; `macs_executed` is what the
-    block runs, where that was counted.
+    `macs` counts the authors' published arithmetic, without products that are masked out, cut off
+    or multiplied by padding; it is None if the block has no formula. `macs_executed` counts what
+    the block actually runs; it is None if that was not counted.
     """
 
     params: int
@@ -60,12 +60,12 @@ class Cost(NamedTuple):
 
     @property
     def executed(self) -> int | None:
-        """Multiply-adds that run."""
+        """`macs_executed`, or `macs` if it is None."""
         return self.macs if self.macs_executed is None else self.macs_executed
 
 
 class Random(Protocol):
-    """Draws a standard normal tensor of the given shape on the wanted device and dtype."""
+    """Draws a standard normal tensor of the given shape, on a fixed device and in a fixed dtype."""
 
     def __call__(self, *shape: int) -> Tensor: ...
 
@@ -75,17 +75,20 @@ MakeInputs: TypeAlias = Callable[[Random, InputSize, Mapping[str, Any]], Inputs]
 
 @dataclass(frozen=True, kw_only=True)
 class KnownVariant:
-    """A well-known module of the same name whose weights do not give the authors' block."""
+    """A widely used module of the same name that differs from the authors' block.
+
+    Its weights cannot be loaded; the keys of its state dict identify it in error messages.
+    """
 
     whose: str
-    keys: tuple[str, ...]  # of its state dict, which together recognize it
+    keys: tuple[str, ...]  # keys that its state dict has
     computes: str  # what it does differently
-    lacks: tuple[str, ...] = ()  # keys of the authors' whose absence recognizes it
+    lacks: tuple[str, ...] = ()  # keys of the authors' state dict that its own does not have
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What the catalogue knows of one block; everything else follows from it."""
+    """The catalogue's record of one block, as given to `register`."""
 
     name: str
     cls: type[nn.Module]
@@ -111,7 +114,7 @@ class Entry:
     def bind(self, *args: Any, **config: Any) -> dict[str, Any]:
         """All constructor arguments by name, defaults filled in, types checked.
 
-        Raises `TypeError` with the signature where a keyword is unknown or an argument missing.
+        Raises `TypeError`, with the signature, if a keyword is unknown or an argument is missing.
         """
         return signature.bind(self.name, self.cls, args, config)
 
@@ -121,17 +124,17 @@ class Entry:
         return signature.usage(self.name, self.cls)
 
     def closed_form(self, size: InputSize | None = None, /, **config: Any) -> Cost:
-        """Parameters, counted, and multiply-adds of one sample by the class's formula.
+        """The number of parameters, and the multiply-adds of one sample by the class's formula.
 
-        The batch of the size has no part in them; `macs` is None where the class has no formula.
+        `size.batch` is ignored; `macs` is None if the class has no formula.
         """
         block = self._on_meta(config)
         return Cost(_parameters(block), stated_macs(block, size or self.input_size))
 
     def executed(self, size: InputSize | None = None, /, **config: Any) -> int:
-        """Multiply-adds that one sample's forward pass runs, counted without any numbers.
+        """Multiply-adds that one sample's forward pass runs, counted on the meta device.
 
-        Raises `UncountedOperatorError` where the block calls an operator that nobody counts.
+        Raises `UncountedOperatorError` if the block calls an operator without a cost formula.
         """
         from .cost import counter  # not needed to build a block
 
@@ -148,7 +151,7 @@ class Entry:
 
 
 def stated_macs(block: nn.Module, size: InputSize) -> int | None:
-    """Multiply-adds of one sample by the method `macs` of the block, None where it has none."""
+    """Multiply-adds of one sample by the block's method `macs`, or None if it has none."""
     formula = getattr(block, "macs", None)
     return int(formula(size)) if callable(formula) else None
 
@@ -163,7 +166,7 @@ def _empty(*shape: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A block in words, taken from its entry and its file's docstring."""
+    """The description of a block, taken from its entry and its module's docstring."""
 
     name: str
     title: str
@@ -171,7 +174,7 @@ class Description:
     family: Family
     signature: str
     defaults: dict[str, Any]
-    ranges: dict[str, str]  # what an argument may be, where its type does not say it
+    ranges: dict[str, str]  # legal values of the arguments that have a range
     example: dict[str, JSON]
     paper: str
     code: str
@@ -190,7 +193,7 @@ class Description:
 
     @functools.cached_property
     def macs_executed(self) -> int | None:
-        """Multiply-adds that run here; None where the block calls an operator nobody counts."""
+        """Multiply-adds that run, or None if the block calls an operator without a formula."""
         from .cost.operators import UncountedOperatorError
 
         try:
@@ -223,29 +226,29 @@ def register(
     known_variants: Sequence[KnownVariant] = (),
     limits: Mapping[str, str] | None = None,
 ) -> Any:
-    """Enter a module class into the catalogue: `register("mine", Mine, ...)`, or as a decorator.
+    """Add a module class to the catalogue: `register("mine", Mine, ...)`, or as a decorator.
 
-    A method `macs(size: InputSize) -> int` of the class, where it has one, states the multiply-adds
-    of one sample's forward pass by the published arithmetic.
+    The class may define `macs(size: InputSize) -> int`, which returns the multiply-adds of one
+    sample's forward pass by the published arithmetic.
 
     Args:
         name: lower-case name, unique in the catalogue.
         cls: the class; without it, a decorator is returned.
-        layout: layout of the input; of several the first is the default, and the class takes
-            `layout=` to pick another.
-        family: a tag for listing.
+        layout: layout of the input, or a tuple of several, of which the first is the default; the
+            class then takes `layout=` to choose another.
+        family: a tag by which `names` filters.
         example: a config that builds, for tests, benchmark and documents; default: `c=64`.
         input_size: size of the example input.
         inputs: `inputs(random, size, config)` gives the forward call's arguments by name, for
             layouts whose input does not follow from `c` and the size alone.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
-        known_variants: modules in wide use that compute something else, recognized by their keys.
+        known_variants: widely used modules of the same name that compute something else.
         limits: capabilities the block does not have, each with the reason (see
-            `attnzoo.capabilities.CAPABILITIES`); the suite checks that each is true.
+            `attnzoo.capabilities.CAPABILITIES`); the test suite checks each of them.
 
     Raises:
-        ValueError: the name is taken or malformed, or the example does not bind.
-        TypeError: the class is not an `nn.Module` class, or an argument of another type.
+        ValueError: the name is taken or malformed, or the example does not match the signature.
+        TypeError: the class is not an `nn.Module` class, or an argument has the wrong type.
     """
     layouts = layout if isinstance(layout, tuple) else (layout,)
     upstream = (upstream,) if isinstance(upstream, Mapping) else upstream
@@ -329,7 +332,7 @@ def _add(entry: Entry) -> None:
 
 
 def find(name: str) -> Entry:
-    """The entry of that name. Raises `UnknownBlockError` with the nearest names."""
+    """The entry of that name; an unknown name raises `UnknownBlockError` with the nearest ones."""
     if not isinstance(name, str):
         raise TypeError(
             f"a block's name is a str, not {type(name).__name__}: {messages.shown(name)}"
@@ -337,7 +340,7 @@ def find(name: str) -> Entry:
     try:
         return _catalogue()[name]
     except KeyError:
-        known = _catalogue().copy()  # others may register meanwhile
+        known = _catalogue().copy()  # another thread may register a block meanwhile
         hint = messages.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
             f"no block is named {messages.shown(name)}{hint}; "
@@ -350,8 +353,8 @@ def names(
 ) -> list[str]:
     """Sorted names of all blocks, or of those that match every given filter.
 
-    `layout` matches any layout a block has; `text` is looked for, whatever its case, in the name
-    and in the file's docstring (title, paper, code).
+    `layout` matches any of a block's layouts; `text` is searched for, ignoring case, in the name
+    and in the module's docstring (title, paper, code).
     """
     if layout is not None:
         check.choice("layout", layout, get_args(Layout))
@@ -369,7 +372,7 @@ def names(
 
 
 def describe(name: str) -> Description:
-    """Title, paper, code, layout, signature, cost formulas and support of one block."""
+    """Title, paper, code, layout, signature, cost formulas and capabilities of one block."""
     entry = find(name)
     sections = _sections(_doc(entry.cls))
     cost = entry.closed_form(None, **entry.example)
@@ -406,7 +409,7 @@ def build(
     Args:
         name: a name of `attnzoo.names()`.
         *args: the channels `c`, by position.
-        device: where the parameters are made (`"meta"` too); default: torch's default device.
+        device: where to create the parameters, `"meta"` included; default: torch's default device.
         dtype: floating dtype of the parameters; default: torch's default dtype.
         **config: the block's own keywords; `attnzoo.describe(name).signature` shows them.
 
@@ -428,7 +431,7 @@ def build(
 
 
 def _catalogue() -> dict[str, Entry]:
-    """All entries; the package's own blocks enter the first time anyone asks."""
+    """All entries; the first call imports the package's own blocks, which registers them."""
     for room in (".blocks", ".networks"):
         import_module(room, __package__)
     return _blocks
@@ -452,7 +455,7 @@ def _standard_inputs(
 
 
 def _doc(cls: type[nn.Module]) -> str:
-    """The docstring of the class's file; the class's own where the file says nothing of it."""
+    """The module's docstring if it has the labeled sections, else the class's own."""
     module = inspect.getmodule(cls)
     doc = inspect.getdoc(module) if module is not None else None
     if doc is not None and all(f"\n{section}:" in doc for section in ("Paper", "Math")):

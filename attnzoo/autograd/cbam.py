@@ -1,7 +1,7 @@
 """CBAM's poolings and its product of two gates, in fewer passes over memory.
 
-x goes through `pool` and `pool_channels` to `scale`, so that its three gradients meet on the way
-back: each backward pass adds its own, in place, to the fresh tensor that the next one made.
+`pool` and `pool_channels` return x along with their results, for the next function to use. The
+backward pass of each can then add its gradient in place to the one that the next function returned.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """DIA's pooling over channels and its gate, in fewer passes over memory.
 
-x goes through `pool` to `gate`, so that its three gradients meet on the way back, to be added up
-at once.
+`pool` returns x along with its results, for `gate` to use. The backward pass of `pool` can then
+add all three gradients of x at once.
 """
 
 from typing import Any

@@ -44,7 +44,7 @@ def _backward(
     da = torch.zeros_like(rates)
     spans = _spans(u.shape[1])
     for slab, scratch in _slabs(u, rates, 3):
-        later = torch.zeros_like(saved[0][0, slab])  # what later chunks ask of the last state
+        later = torch.zeros_like(saved[0][0, slab])  # gradient of the last state from later chunks
         for i, span in reversed(list(enumerate(spans))):
             at, start = (slab, span), saved[0][i, slab]
             ut, dtt, bt, ct, dy = (t[at] for t in (u, dt, b, c, grad))
@@ -76,7 +76,7 @@ def _advance(
 
 
 def _retreat(g: Tensor, decay: Tensor, later: Tensor) -> Tensor:
-    """Adds to the gradient of each state what the later ones ask of it; returns the first's."""
+    """Backpropagates through a chunk's states, in place; returns the gradient before the first."""
     steps = list(zip(g.unbind(1), decay.unbind(1), strict=True))
     steps[-1][0].add_(later)
     for (now, _), (after, factor) in zip(steps[-2::-1], steps[:0:-1], strict=True):

@@ -1,7 +1,7 @@
 """Triplet attention's poolings and its mean gate, in fewer passes over memory.
 
-x goes through `pool` to `scale`, so that its gradients meet on the way back: the backward pass of
-`pool` adds its own, in place, to the fresh tensor that `scale` made.
+`pool` returns x along with its results, for `scale` to use. The backward pass of `pool` can then
+add its gradient in place to the one that `scale` returned.
 """
 
 from typing import Any

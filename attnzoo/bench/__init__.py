@@ -1,7 +1,7 @@
-"""The harness behind `attnzoo bench`, `attnzoo compare` and `attnzoo.measure`; loads when it runs.
+"""The benchmark behind `attnzoo bench`, `attnzoo compare` and `attnzoo.measure`; imported lazily.
 
-job (what is to be measured) -> run (built, checked, counted, timed) -> row -> store -> report/.
-timing/ is the clock and the roofs; compare/ puts two checkouts, or two result files, side by side.
+job (what to measure) -> run (build, check, count, time) -> row -> store -> report/.
+timing/ has the clock and the roofline; compare/ compares two checkouts or two result files.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,16 @@ def measure(name: str, *args: Any, settings: "Settings | None" = None, **keyword
     Args:
         name: a name of `attnzoo.names()`.
         *args: the channels `c`, by position.
-        settings: of the harness, as a whole; needed only for an option that the block has too.
-        **keywords: the block's own, and every other the harness's: device, dtype, autocast,
-            channels_last, mode, threads, cold, batch, size, steps, min_time, as
-            `attnzoo.bench.settings.Settings` explains them. With none of the block's, its example.
+        settings: all benchmark settings at once; needed only if the block has an argument of the
+            same name as a setting.
+        **keywords: arguments of the block, and settings of the benchmark: device, dtype, autocast,
+            channels_last, mode, threads, cold, batch, size, steps, min_time (see
+            `attnzoo.bench.settings.Settings`). Without arguments of the block, its registered
+            example is measured.
 
     Raises:
-        ValueError, TypeError: as `build`, or a device, dtype or mode that does not exist here.
-        WrongResultError: the block's numbers are wrong on this device, in this dtype and mode.
+        ValueError, TypeError: as `build`, or the device, dtype or mode is not available here.
+        WrongResultError: the block's results are wrong on this device, in this dtype and mode.
     """
     from ..registry import find
     from . import job, run

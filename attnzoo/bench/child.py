@@ -1,4 +1,4 @@
-"""Another Python process that answers questions, one line of JSON each way."""
+"""A child Python process that serves requests, one line of JSON for each request and response."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class ChildError(RuntimeError):
-    """The process ended, or did not answer in time; it is gone."""
+    """The process ended, or was ended because it did not respond in time."""
 
 
 class Child:
@@ -36,7 +36,7 @@ class Child:
         threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, question: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        """The answer. Raises ChildError where there is none; the process is ended then."""
+        """Send a request and return the response; without one, end the process: ChildError."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
@@ -73,7 +73,7 @@ class Child:
 
 
 def row_process(imports: Sequence[str]) -> Child:
-    """A process that performs jobs: it is asked with a job's JSON and answers with a row's."""
+    """A process that performs jobs: the request is a job as JSON, the response its row."""
     package = Path(__file__).parents[2]
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     code = f"from attnzoo.bench.child import serve_rows; serve_rows({list(imports)!r})"

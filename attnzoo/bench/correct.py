@@ -42,11 +42,12 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
 
     First the block's reference vectors are run again. Then the inference pass's outputs and the
     training step's outputs, gradients and buffers are compared, each tensor's root mean square of
-    the difference with its own. Both sides see the same rounded numbers, so what is left is the
-    arithmetic's own rounding, for which half of the dtype's digits are asked; where cancellation
-    or a kink leaves fewer, `MARGIN` times what random roundings do to the reference form.
+    the difference relative to its own. Both sides get the same rounded inputs, so only the rounding
+    of the arithmetic remains, and half of the dtype's digits must agree. If cancellation or a kink
+    leaves fewer digits, the limit is `MARGIN` times the effect of random rounding on the reference
+    form.
 
-    Raises WrongResultError, naming what is off and by how much.
+    Raises WrongResultError, naming the wrong result and its error.
     """
     verdicts = verify(entry.name)
     for verdict in verdicts:

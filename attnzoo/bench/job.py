@@ -75,8 +75,8 @@ class Job:
 def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
     """A block at its layout's common size, with keywords put over its example.
 
-    The first of these that the block takes: the layout's channels and size, its own channels
-    there, its example throughout. Keywords that it does not take pass it by.
+    The first of these that the block accepts: the layout's channels and size, its own channels
+    at the layout's size, its registered example. Keywords that it does not have are ignored.
     """
     entry = find(name)
     taken = {k: v for k, v in over.items() if k in entry.signature.parameters}

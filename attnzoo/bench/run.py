@@ -96,7 +96,7 @@ def latencies(bound: passes.Passes, settings: Settings) -> dict[str, Any]:
 
 
 def load() -> float:
-    """Processes that want a processor, for each that there is; 0 where the system does not tell."""
+    """The system's load average per processor, or 0 if it is not available."""
     if not hasattr(os, "getloadavg"):
         return 0.0
     return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)

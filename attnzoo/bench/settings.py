@@ -1,4 +1,4 @@
-"""What is asked of a row besides its block: the options of `measure` and of `attnzoo bench`."""
+"""The settings of a measurement: the options of `measure` and of `attnzoo bench`."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ CHANNELS = {"image": 256, "sequence": 64, "image_series": 32}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """What holds for a row.
+    """The settings under which a row is measured.
 
     Args:
         device: `"cpu"`, `"cuda"` or another torch device.

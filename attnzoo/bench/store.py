@@ -1,7 +1,8 @@
-"""Result files: a line of JSON a row, on disk when the row is done, whole after a kill.
+"""Result files: one line of JSON per row, written to disk as soon as the row is measured.
 
-A run appends to `bench.jsonl`, each rank of `torchrun` after the first to a file of its own; they
-are joined at the end. What a kill left of a last line is no row, and is cut off by the next run.
+A run appends to `bench.jsonl`; each rank of `torchrun` after the first has a file of its own, and
+the files are joined at the end. If a run is killed while writing, its incomplete last line is
+ignored, and removed by the next run.
 """
 
 import contextlib

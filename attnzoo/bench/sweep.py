@@ -64,7 +64,7 @@ def require_known(sweeps: Iterable[Sweep], entries: Sequence[Entry]) -> None:
 
 
 def job_at(entry: Entry, settings: Settings, point: Point) -> Job:
-    """A block at one point of the sweeps; keywords that it does not take pass it by."""
+    """A block at one point of the sweeps; keywords that it does not have are ignored."""
     sizes = {SIZE_KEYS[key]: value for key, value in point.items() if key in SIZE_KEYS}
     return example_job(entry.name, point, replace(settings, **sizes))
 

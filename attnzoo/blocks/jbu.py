@@ -35,7 +35,7 @@ from ..validation.types import Count, Rate, Width
 def adaptive_conv(x: Tensor, filters: Tensor) -> Tensor:
     """Each pixel's own filter, shared by all channels: sum_ij filters[h, w, i, j] x[h + i, w + j].
 
-    Beside arguments and result it holds copies of their size, never a k x k window of every pixel.
+    Temporary tensors have the size of the arguments; the k x k windows are never all unfolded.
 
     Args:
         x: (B, C, H + k - 1, W + k - 1), padded by the caller.

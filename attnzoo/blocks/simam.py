@@ -9,7 +9,7 @@ Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the paper's equation 3 has a wrong sign (so its authors); the code, which is followed, does
     not. A 1x1 plane is 0 / 0 in their code and has the gate of a constant channel here,
     sigmoid(1/2). Half precision is computed in float32: sums of squares overflow float16, and
-    every gate becomes sigmoid(1/2) unsaid. The default is the code's; the authors' published
+    every gate silently becomes sigmoid(1/2). The default is the code's; the authors' published
     networks were trained with e_lambda=0.1. It has the units of x squared.
 Cost: parameters 0; MACs 0, but about six elementwise operations and two sums a value.
 """

@@ -21,14 +21,14 @@ class Traffic(NamedTuple):
 
 
 class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that counts what every operator costs that is called within it.
+    """A context that counts the cost of every operator called within it.
 
     Args:
-        strict: whether an operator without a formula raises `UncountedOperatorError`. Otherwise
-            multiply-adds alone are counted, and `uncounted` collects the names of such operators.
+        strict: whether an operator without a formula raises `UncountedOperatorError`. If False,
+            only multiply-adds are counted, and `uncounted` collects the names of such operators.
     """
 
-    supports_higher_order_operators = True  # so that they come here, to be counted or refused
+    supports_higher_order_operators = True  # dispatches them here, to be counted or refused
 
     def __init__(self, *, strict: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,7 +42,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         formula = operators.formula(operator)
         if formula is None:
-            with self:  # under inference mode composite operators come whole
+            with self:  # in inference mode composite operators are not decomposed yet
                 out = _torch.decompose(operator, args, kwargs)
             if out is not NotImplemented:
                 return out
@@ -59,14 +59,14 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count(function: Callable[[], Any], *, strict: bool = True) -> Work:
-    """What a call computes: every operator that it runs, hand-written passes and all.
+    """Count every operator that a call runs, those of hand-written passes included.
 
     Args:
         function: called once, without arguments.
-        strict: as `WorkCounter` has it.
+        strict: see `WorkCounter`.
 
     Raises:
-        UncountedOperatorError: an operator is called that nobody counts.
+        UncountedOperatorError: `strict` is True and an operator has no cost formula.
     """
     counter = WorkCounter(strict=strict)
     with mha_in_parts(), counter:
@@ -75,9 +75,9 @@ def count(function: Callable[[], Any], *, strict: bool = True) -> Work:
 
 
 def traffic(parameters: Iterable[Tensor], inputs: Any, outputs: Any) -> Traffic:
-    """Bytes of parameters, inputs and outputs; and with the gradients of what can have one.
+    """Bytes of parameters, inputs and outputs, without and with their gradients.
 
-    Numbers that are not floating, such as dates and masks, and frozen parameters have none.
+    Integer and boolean tensors, such as dates and masks, and frozen parameters have no gradient.
     """
     weights, moved = list(parameters), list(tensors(inputs, outputs))
     forward = sum(map(_bytes, weights + moved))
@@ -108,7 +108,7 @@ def saved_bytes(function: Callable[[], Any], outside: Iterable[Tensor] = ()) -> 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it the module is in eval mode; afterwards each of its modules is in its own again."""
+    """Put the module in eval mode; on exit, restore the mode of each of its submodules."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -120,7 +120,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mha_in_parts() -> Iterator[None]:
-    """Within it `nn.MultiheadAttention` calls its products, not one operator for all of itself."""
+    """Disable the fast path of `nn.MultiheadAttention`, a single operator without a formula."""
     mha = torch.backends.mha
     before = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)

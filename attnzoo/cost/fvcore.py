@@ -1,8 +1,8 @@
 """What fvcore counts, whose numbers papers quote, and where it differs from the exact count.
 
-fvcore passes over attention, `baddbmm` and products with vectors, estimates `einsum`, and counts
-norms, pooling and interpolation as if they were products. Handles for these turn its count into an
-exact one, independent of `cost.counter`, so that the two check each other.
+fvcore does not count attention, `baddbmm` and products with vectors, estimates `einsum`, and counts
+norms, pooling and interpolation as if they were products. With handles for these its count becomes
+exact; since it is independent of `cost.counter`, each count verifies the other.
 """
 
 import math
@@ -34,9 +34,9 @@ def fvcore_macs(
 ) -> FvcoreCount:
     """What fvcore counts of `module(*args, **kwargs)`, with the names of what it misses.
 
-    The module is traced twice, as it is: call `module.eval()` first, and give one sample. On a
-    real device: a trace on meta fails at convolutions. fvcore hooks every layer, so that a block
-    which folds plain layers calls them here.
+    The module is traced twice in its current mode: call `module.eval()` first, and pass one sample.
+    The device must not be meta, where tracing fails at convolutions. fvcore registers hooks on
+    every layer, so a block that folds layers without hooks calls them one by one here.
 
     Raises:
         ModuleNotFoundError: fvcore is not installed.

@@ -1,7 +1,7 @@
-"""What torch's own operators cost beyond products: free ones, and weights of those that do several.
+"""Costs of torch's operators without products: free ones, and operations for each element.
 
-A name is that of the operator without its overload and without the `_` of the form in place. A
-pointwise operator is recognized by torch's own tag and stands here only where it has none.
+Names have no overload and no trailing `_` for the in-place form. Pointwise operators are recognized
+by `torch.Tag.pointwise` and listed here only if they lack that tag.
 """
 
 import math
@@ -76,14 +76,14 @@ def _sort(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
 
 
 def _fft(out: Tensor, x: Tensor, axes: list[int], *args: Any, **kwargs: Any) -> int:
-    """5 n log2 n for a complex transform, half of it for a real one, as is the custom."""
+    """By convention, 5 n log2 n for a complex transform and half of that for a real one."""
     whole = out if out.numel() > x.numel() else x
     length = math.prod(whole.shape[axis] for axis in axes)
     halves = 1 + (out.is_complex() and x.is_complex())
     return math.ceil(2.5 * halves * whole.numel() * math.log2(max(2, length)))
 
 
-# Constants and room; copies, casts and other orders; gathers; questions of shape and type.
+# Constants and allocations; copies, casts and permutations; gathers; queries of shape and dtype.
 FREE = _names("""
     empty empty_like empty_strided empty_permuted new_empty new_empty_strided zeros zeros_like
     new_zeros zero ones ones_like new_ones full full_like new_full fill scalar_tensor eye arange
@@ -103,7 +103,7 @@ FREE = _names("""
     promote_types result_type sym_size sym_numel sym_stride sym_storage_offset is_same_size
 """)
 
-# Pointwise all the same.
+# Pointwise operators without `torch.Tag.pointwise`.
 UNTAGGED = _names("""
     floor_divide hardswish glu _prelu_kernel masked_fill bernoulli rand randn rand_like randn_like
     randint normal uniform native_dropout native_dropout_backward hardswish_backward glu_backward
@@ -119,7 +119,7 @@ def _recurrent(x: Tensor, *weights: Any, **_: Any) -> int:
     return math.prod(x.shape[:-1]) * sum(int(w.numel()) for w in matrices if w.ndim == 2)
 
 
-# Multiply-adds of products that torch's own counter passes over.
+# Multiply-adds of products that `torch.utils.flop_counter` does not count.
 PRODUCTS: Mapping[str, Callable[..., int]] = {
     "mv": lambda matrix, vector: int(matrix.numel()),
     "addmv": lambda total, matrix, vector, **_: int(matrix.numel()),

@@ -1,14 +1,14 @@
-"""What each operator costs, as the dispatcher sees it; one that nobody counts is an error.
+"""The cost of each operator that the dispatcher calls; an operator without a formula is an error.
 
-An operator's cost is found in this order:
+An operator's cost is looked up in this order:
 
-- what `register` was given, for operators of one's own (`torch.library`);
-- matrix work, products and convolutions, by torch's formulas (`torch.utils.flop_counter`, so that
-  its `register_flop_formula` serves too) and for a few that torch passes over: multiply-adds;
-- nothing for views, copies, casts, gathers and constants: bytes move, nothing is computed;
-- a pointwise operator, by torch's own tag: one operation an element of the result, however costly
-  the function; a reduction: one an element of the input;
-- what does several such things at once: a weight, stated in `operator_table`.
+- formulas given to `register`, for custom operators (`torch.library`);
+- matrix products and convolutions, in multiply-adds: torch's formulas (`torch.utils.flop_counter`,
+  including those added by its `register_flop_formula`), and our own for products that it omits;
+- views, copies, casts, gathers and constants, which are free: they move bytes and compute nothing;
+- pointwise operators, by `torch.Tag.pointwise`: one operation per element of the result, however
+  expensive the function; reductions: one per element of the input;
+- operators that do several of these at once: operations per element, from `operator_table`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
 
 class UncountedOperatorError(RuntimeError):
-    """An operator is neither known to be free of work nor counted."""
+    """An operator has no cost formula and is not known to be free."""
 
 
 CountWork = Callable[..., Work]  # of the operator's own arguments, and its result as `out=`
@@ -46,7 +46,7 @@ _registered: dict[str, CountWork] = {}
 
 
 def register(name: str) -> Callable[[CountWork], CountWork]:
-    """State what an operator costs that nobody counts, one of your own as a rule:
+    """Register the cost of an operator without a formula, usually a custom one:
 
         @register("mylib::scan")
         def scan(x, decay, *, out):  # the operator's arguments, and its result
@@ -73,7 +73,7 @@ def register(name: str) -> Callable[[CountWork], CountWork]:
 
 
 def formula(operator: Any) -> Formula | None:
-    """What a call of the operator costs, or None where nobody counts it."""
+    """The cost formula of an operator, or None if it has none."""
     name = name_of(operator)
     space, _, base = name.partition("::")
     packet = _torch.overload_packet(operator)
@@ -129,7 +129,7 @@ def _by_torch(flops: Callable[..., int], *, attention: bool) -> CountWork:
 
 
 def _tagged(operator: Any, space: str, base: str) -> bool:
-    """Whether torch calls it pointwise; an operator in place has its tag at the other form."""
+    """Whether torch tags the operator, or for an in-place one its other overloads, as pointwise."""
     packet = getattr(getattr(torch.ops, space), base, None)
     forms = [] if packet is None else [getattr(packet, form) for form in packet.overloads()]
     return any(torch.Tag.pointwise in form.tags for form in (operator, *forms))

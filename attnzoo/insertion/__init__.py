@@ -1,4 +1,4 @@
-"""Blocks into existing networks, and out again."""
+"""Insert blocks into existing networks, and remove them again."""
 
 from .api import insert as insert
 from .api import remove as remove

@@ -1,7 +1,7 @@
 """`attnzoo.insert` and `attnzoo.remove`: the order of the steps, and the changes to the network.
 
-Everything is found out and tried before anything is changed, so that an error leaves the network
-as it was. See README.md in this folder.
+All placements are planned and checked before the network is changed, so that an error leaves it
+unmodified. See README.md in this folder.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from .placement import LAYOUTS, InsertOptions, Plan, plan
 from .probe import run
 from .report import Insertion
 
-# Where an encoder of torch keeps what its `use_nested_tensor` was before an insertion.
+# Attribute that stores an `nn.TransformerEncoder`'s `use_nested_tensor` from before an insertion.
 _NESTED = "attnzoo_use_nested_tensor"
 
 
@@ -35,42 +35,45 @@ def insert(
     dry_run: bool = False,
     **cfg: Any,
 ) -> Insertion:
-    """Put a block after, before or instead of every matched module of a network, in place.
+    """Insert a block after, before or instead of every matched module of a network, in place.
 
-    The network runs once on `example_input`, in eval mode and without gradients; what the matched
-    modules gave says the channels, the layout and, for blocks of a fixed one, the length. Buffers,
-    random states and training flags are then as before. Nothing changes on an error.
+    The network runs once on `example_input`, in eval mode and without gradients. The block's
+    channels, its layout and, if it needs one, its `length` are read off the recorded tensors.
+    Buffers, random states and training flags are restored afterwards. An error changes nothing.
 
-    Parameters and state dict keep their keys; the block's are `<path>.attnzoo.*`, so weights of
-    the network load before the insertion, and after it with `strict=False`.
+    Existing parameters keep their keys in the state dict; those of the block are added under
+    `<path>.attnzoo`. Weights of the original network can therefore be loaded before the insertion,
+    or after it with `strict=False`.
 
     Args:
-        model: the network; places are paths as in `model.named_modules()`, never the model itself.
-        where: a glob such as "layer[1-4].*.bn2" (`*` crosses dots, and of nested matches the
-            outermost counts), an `re.Pattern` (full match) or a callable `(path, module) -> bool`.
+        model: the network, whose submodules are matched by their path in `model.named_modules()`;
+            the model itself is never matched.
+        where: a glob such as "layer[1-4].*.bn2" (`*` also matches dots; of nested matches only the
+            outermost is used), an `re.Pattern` (full match) or a callable `(path, module) -> bool`.
         name: a block of `attnzoo.names()` that takes one tensor and keeps its shape.
         example_input: a tensor, a tuple of positional or a dict of keyword arguments of `model`.
-        how: "after" works on the module's output, "before" on its first argument, "instead"
-            replaces it; the module is then kept aside for `remove`, no part of the network.
-        residual: x + block(x) rather than block(x).
-        zero_init: the network computes at first what it did: x + gain * (block(x) - x), or with
-            `residual` x + gain * block(x), with one learned gain a place that starts at zero. At
-            a gain of one it is the same insertion without `zero_init`. The block's own parameters
-            have a gradient once the gain has moved, from the second step on.
-        channel_axis: where the tensor in the network has its channels, if not where its layers
-            say: 1 for (B, C, H, W) and (B, C, T), -1 for (B, H, W, C) and (B, T, C).
-        dry_run: change nothing, only report.
-        **cfg: further keywords of the block. A block's own `residual`, should it have one, keeps
-            its default.
+        how: "after" applies the block to the module's output, "before" to its first argument;
+            "instead" replaces the module, which is kept for `remove` outside of the network.
+        residual: compute x + block(x) instead of block(x).
+        zero_init: multiply what the block changes by a learned gain that starts at zero, one for
+            each place, so that the network's output is unchanged at first: x + gain *
+            (block(x) - x), or x + gain * block(x) with `residual`. A gain of one equals the
+            insertion without `zero_init`. The block's parameters get nonzero gradients once the
+            gain is nonzero, from the second step on.
+        channel_axis: the axis of the channels in the network's tensor, to override the one inferred
+            from its layers: 1 for (B, C, H, W) and (B, C, T), -1 for (B, H, W, C) and (B, T, C).
+        dry_run: only report, without changing the network.
+        **cfg: further keywords of the block. If the block has its own `residual` argument, that
+            keeps its default.
 
     Returns:
-        What went where, and the parameters and multiply-adds that it added.
+        A report of the places, and of the parameters and multiply-adds added at each.
 
     Raises:
         ValueError: `where` matches nothing, a shared module, or nested ones; a matched module is
-            not called exactly once in a run, or has a tensor that the block does not take or whose
-            shape it does not keep; `example_input` does not fit.
-        TypeError: an argument of the wrong type, an unknown keyword of the block.
+            not called exactly once in a run, or its tensor does not fit the block, or the block
+            changes the tensor's shape; the model does not accept `example_input`.
+        TypeError: an argument has the wrong type, or the block has no such keyword.
     """
     options = InsertOptions(how, residual, zero_init, channel_axis, cfg)
     entry = _check(model, name, options)
@@ -95,9 +98,9 @@ def insert(
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take every inserted block out again, in place; returns the network.
+    """Remove every inserted block from a network, in place, and return the network.
 
-    The matched modules themselves return to their places, with the weights they have by now.
+    The original modules are put back with their current weights.
     """
     _check_model(model)
     for path, module in [*named_modules(model)]:
@@ -144,7 +147,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _build(name: str, matched: nn.Module, plan: Plan) -> Inserted:
-    """The module that takes the matched one's place."""
+    """The module that replaces the matched one."""
     block = build(name, **plan.placement.config, device=plan.device, dtype=plan.dtype)
     gain = torch.zeros(1, device=plan.device, dtype=plan.dtype) if plan.gain else None
     has_items = hasattr(matched, "__len__")
@@ -162,7 +165,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _keep_dense(model: nn.Module, path: str) -> None:
-    """In eval mode torch's encoder packs padded batches as nested tensors, which no block takes."""
+    """Disable the nested tensors of `nn.TransformerEncoder`'s eval mode, which blocks refuse."""
     for module in ancestors(model, path):
         if isinstance(module, nn.TransformerEncoder):
             vars(module).setdefault(_NESTED, module.use_nested_tensor)

@@ -1,9 +1,9 @@
-"""The module that stands in the place of a matched one: the matched module, and a block beside it.
+"""The module that replaces a matched one: it contains the matched module and the block.
 
-To everything that goes by names it is the matched module: parameters, buffers and state dict keep
-their keys, attributes and items are read and written through. The block adds keys of its own under
-`<path>.attnzoo`. The matched module stays an ordinary child, so that what swaps children, such as
-`nn.SyncBatchNorm.convert_sync_batchnorm`, finds it.
+It presents the names of the matched module: parameters, buffers and state dict keep their keys,
+and access to attributes and items is forwarded. The block adds its own keys under
+`<path>.attnzoo`. The matched module remains an ordinary child, so that functions which replace
+children, such as `nn.SyncBatchNorm.convert_sync_batchnorm`, still find it.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ HOST = "attnzoo_host"
 
 
 class Site(NamedTuple):
-    """How a block joins the matched module."""
+    """How a block is combined with the matched module."""
 
     key: str  # the block's child name: attnzoo, attnzoo2, ...
     how: How
@@ -27,7 +27,7 @@ class Site(NamedTuple):
 
     @property
     def gain(self) -> str:
-        """Name of the learned factor, where there is one."""
+        """Name of the learned gain's parameter, which exists with `zero_init` only."""
         return f"{self.key}_gain"
 
 
@@ -36,9 +36,10 @@ class Inserted(_torch.Companion):
 
     Args:
         host: the matched module.
-        block: takes and returns one tensor.
-        site: how the two are joined.
-        gain: a learned factor of what the block adds; at zero the network is as it was.
+        block: a module that takes and returns one tensor.
+        site: how the two are combined.
+        gain: initial value of a learned factor on the block's change; at zero the block has no
+            effect.
     """
 
     attnzoo_site: Site
@@ -47,7 +48,7 @@ class Inserted(_torch.Companion):
         self, host: nn.Module, block: nn.Module, site: Site, gain: Tensor | None = None
     ) -> None:
         super().__init__()
-        if site.how == "instead":  # kept for `remove`, no part of the network until then
+        if site.how == "instead":  # kept for `remove`, not registered as a child
             vars(self)["attnzoo_aside"] = host
         else:
             self.add_module(HOST, host)
@@ -56,7 +57,7 @@ class Inserted(_torch.Companion):
             self.register_parameter(site.gain, nn.Parameter(gain))
         self.register_load_state_dict_pre_hook(_keys_to_the_host)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_keys_as_before)  # type: ignore[no-untyped-call]
-        vars(self)["attnzoo_site"] = site  # last: from here on names lead to the host
+        vars(self)["attnzoo_site"] = site  # last: from here on attribute access is forwarded
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         how = self.attnzoo_site.how
@@ -67,7 +68,7 @@ class Inserted(_torch.Companion):
         return self.attend(host(self)(*args, **kwargs))
 
     def attend(self, x: Tensor) -> Tensor:
-        """The block, joined to the tensor that it takes."""
+        """Apply the block to `x`, with the residual and the gain of the site."""
         site = self.attnzoo_site
         y = with_channels_at(site.axes, self.get_submodule(site.key), x)
         gain = getattr(self, site.gain, None)
@@ -76,7 +77,7 @@ class Inserted(_torch.Companion):
         return x + y if site.residual else y
 
     def companions(self) -> list[nn.Module]:
-        """The matched module where it is kept aside: it moves and is cast with the network."""
+        """The matched module if it is not a child, so that it is moved and cast too."""
         return [host(self)] if self.attnzoo_site.how == "instead" else []
 
     def train(self, mode: bool = True) -> "Inserted":
@@ -109,7 +110,7 @@ class Inserted(_torch.Companion):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "attnzoo_site" not in self.__dict__:  # half made, by an unpickler for example
+            if "attnzoo_site" not in self.__dict__:  # not initialized yet, as in unpickling
                 raise
             return getattr(host(self), name)
 
@@ -122,14 +123,14 @@ class Inserted(_torch.Companion):
         if own or hasattr(type(self), name):
             super().__setattr__(name, value)
         elif isinstance(value, Tensor) and name in dict(host(self).named_parameters(recurse=False)):
-            # torch.func.functional_call and torch.export put plain tensors in a parameter's place.
+            # torch.func.functional_call and torch.export replace parameters with plain tensors.
             _torch.put_parameter(host(self), name, value)
         else:
             setattr(host(self), name, value)
 
 
 class InsertedSequence(Inserted):
-    """The same around a module that has a length and items, such as `nn.Sequential`."""
+    """`Inserted` for a matched module that has a length and items, such as `nn.Sequential`."""
 
     def __len__(self) -> int:
         return len(host(self))  # type: ignore[arg-type]
@@ -156,7 +157,7 @@ def enclosed(module: nn.Module) -> nn.Module:
 
 
 def with_channels_at(axes: tuple[int, int] | None, block: nn.Module, x: Tensor) -> Tensor:
-    """The block on `x` with its channels where the block wants them, and back."""
+    """Apply the block to `x` with the channel axis moved to the block's, and move it back."""
     if axes is None:
         return block(x)  # type: ignore[no-any-return]
     theirs, ours = axes
@@ -164,12 +165,12 @@ def with_channels_at(axes: tuple[int, int] | None, block: nn.Module, x: Tensor) 
 
 
 def ignore(module: nn.Module, *_: Any) -> None:
-    """A hook that does nothing: torch's encoder layer reads the weights of children without one
-    and, in eval mode, never calls them."""
+    """A hook that does nothing, but turns off the fast path of `nn.TransformerEncoderLayer`, which
+    in eval mode reads the weights of its children and never calls them."""
 
 
 def _drop_name(entries: dict[str, Any], prefix: str, name: str) -> None:
-    """Take `name` out of the keys right behind the prefix, in place and in order."""
+    """Remove `name` from the keys in which it follows the prefix, in place, keeping the order."""
     inner = prefix + name
     for key in [key for key in entries if key.startswith(prefix)]:
         value, plain = entries.pop(key), key
@@ -188,7 +189,7 @@ def _keys_to_the_host(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """A hook before loading: keys that are not the block's are the matched module's."""
+    """Pre-load hook: pass every key that is not the block's to the matched module."""
     assert isinstance(module, Inserted)
     site = module.attnzoo_site
     own = (f"{prefix}{site.key}.", f"{prefix}{site.gain}")
@@ -202,6 +203,6 @@ def _keys_to_the_host(
 
 
 def _keys_as_before(module: nn.Module, keys: Any) -> None:
-    """A hook after loading: messages name keys as the state dict has them."""
+    """Post-load hook: report missing and unexpected keys as they are named in the state dict."""
     for names in keys:
         names[:] = [name.replace(f"{HOST}.", "") for name in names]

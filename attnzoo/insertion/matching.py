@@ -1,4 +1,4 @@
-"""Which modules of a network a pattern means."""
+"""Which modules of a network a pattern matches."""
 
 import fnmatch
 import re
@@ -14,9 +14,10 @@ Where: TypeAlias = str | re.Pattern[str] | Callable[[str, nn.Module], bool]
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every path of the network with its module: shared ones at each path, inserted blocks not.
+    """Every path of the network with its module.
 
-    At the path of an insertion stands the outermost `Inserted`.
+    A shared module is listed at each of its paths; inserted blocks are left out. The module at the
+    path of an insertion is the outermost `Inserted`.
     """
     seen: set[str] = set()
     blocks: tuple[str, ...] = ()
@@ -36,7 +37,7 @@ def ancestors(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
-    """The matched modules by path; of a glob's nested matches the outermost.
+    """The matched modules by path; of nested matches of a glob, the outermost.
 
     Raises:
         ValueError: nothing matches, a matched module is shared, or matches of a regular

@@ -1,4 +1,4 @@
-"""What block fits a place: layout, channels and length from the tensor that was seen there."""
+"""The configuration of a block for one place: layout, channels and length of the tensor there."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .report import Placement
 
 
 class _Standard(NamedTuple):
-    """Where a layout has its channels, and its axes in words."""
+    """The channel axis of a layout, and its shape as text."""
 
     axis: int
     words: str
@@ -31,7 +31,7 @@ LAYOUTS: Mapping[Layout, _Standard] = {
 
 
 class InsertOptions(NamedTuple):
-    """What `insert` was asked for, beside the places."""
+    """The options of `insert` that apply to every place."""
 
     how: How
     residual: bool
@@ -41,7 +41,7 @@ class InsertOptions(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that it takes to make the module that stands in the matched one's place."""
+    """Everything needed to build the module that replaces the matched one."""
 
     placement: Placement
     site: Site
@@ -49,11 +49,11 @@ class Plan(NamedTuple):
     dtype: torch.dtype
     gain: bool
     training: bool
-    fused: bool  # inside a layer of torch that reads its children's weights past them
+    fused: bool  # inside a layer that reads its children's weights without calling them
 
 
 def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOptions) -> Plan:
-    """The block for one place, tried out on the meta device; refusals name the place."""
+    """Plan the block for one place and test it on the meta device; errors name the place."""
     module, trace = model.get_submodule(path), run.traces[path]
     label = f"{path!r} ({type(enclosed(module)).__name__})"
     x, channels = _tensor(label, trace, options.how)
@@ -91,7 +91,7 @@ def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOpt
 
 
 def _tensor(label: str, trace: ModuleTrace, how: How) -> tuple[Tensor, Channels | None]:
-    """The tensor that the block takes at a place, and its channels as the layers before have it."""
+    """The tensor that the block takes at a place, and the channels of the last layer before it."""
     if trace.calls != 1:
         raise ValueError(
             f"{label} is called {trace.calls} times in a run of the model on example_input; a "
@@ -114,7 +114,7 @@ def _tensor(label: str, trace: ModuleTrace, how: How) -> tuple[Tensor, Channels 
 
 
 def _layout(label: str, entry: Entry, x: Tensor, config: Mapping[str, Any]) -> Layout:
-    """By the number of axes, of those the block has; `layout=` decides."""
+    """The layout given as `layout=`, else the block's first one with this number of axes."""
     asked = config.get("layout")
     for layout, fits in (
         ("image", x.ndim == 4),
@@ -133,7 +133,7 @@ def _layout(label: str, entry: Entry, x: Tensor, config: Mapping[str, Any]) -> L
 def _axis(
     label: str, layout: Layout, x: Tensor, channels: Channels | None, asked: int | None
 ) -> int:
-    """The axis of the channels: what was asked for, else where the last layer's number stands."""
+    """The channel axis: the requested one, else the one whose size matches the last layer's."""
     standard = LAYOUTS[layout].axis
     if asked is not None:
         return _asked_axis(label, standard, x, asked)
@@ -163,7 +163,7 @@ def _asked_axis(label: str, standard: int, x: Tensor, asked: int) -> int:
 
 
 def _config(entry: Entry, x: Tensor, layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `build`: those given, and c, layout and length as the tensor has them."""
+    """The keywords of `build`: the given ones, and `c`, `layout` and `length` from the tensor."""
     known = entry.signature.parameters
     found: dict[str, Any] = {"c": x.shape[LAYOUTS[layout].axis], **config}
     if "layout" in known:
@@ -213,21 +213,21 @@ def _refused(label: str, entry: Entry, x: Tensor, error: ValueError) -> ValueErr
 
 
 def _macs(block: nn.Module, layout: Layout, x: Tensor) -> int:
-    """Multiply-adds of one sample: by the block's formula, as `attnzoo.measure` has them, or
-    counted where it has none."""
+    """Multiply-adds of one sample: by the block's formula, as `attnzoo.measure` reports them, or
+    counted if it has none."""
     from ..cost import counter
 
     rows, columns = x.shape[-2:] if layout != "sequence" else (1, 1)
     steps = {"image": 1, "sequence": x.shape[-2], "image_series": x.shape[1]}[layout]
     stated = stated_macs(block, InputSize(1, steps, rows, columns))
-    if stated is not None:  # of one sequence; other axes before the time are such sequences
+    if stated is not None:  # of one sequence; further leading axes add sequences
         return stated * (math.prod(x.shape[1:-2]) if layout == "sequence" else 1)
     with torch.no_grad(), reference_forms():
         return counter.count(lambda: block(first_sample(x)), strict=False).macs
 
 
 def _key(module: nn.Module) -> str:
-    """`attnzoo`, or with a number where blocks are at the same place already."""
+    """`attnzoo`, with a number appended if the place already has inserted blocks."""
     depth = 1
     while isinstance(module, Inserted):
         depth, module = depth + 1, host(module)

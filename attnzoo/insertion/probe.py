@@ -1,4 +1,4 @@
-"""What one run of the network on the example input shows of the matched modules."""
+"""Runs the network once on the example input and records the calls of the matched modules."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from ..validation.tensors import tensors
 
 @dataclass(frozen=True)
 class Channels:
-    """How many channels a layer's output has, and which axis they are by convention."""
+    """The number of channels of a layer's output, and their axis by convention."""
 
     count: int
-    axis: int | None  # None where layers of its class exist for either axis
+    axis: int | None  # None if the layer's class does not determine the axis
 
 
 @dataclass
 class ModuleTrace:
-    """What the run showed of one matched module."""
+    """What the run recorded of one matched module."""
 
     calls: int = 0
     arguments: tuple[Any, ...] = ()  # tensors as copies on the meta device, positional ones first
@@ -36,18 +36,18 @@ class ModuleTrace:
 
 
 class Run(NamedTuple):
-    """What one call of the network showed."""
+    """What was recorded in one call of the network."""
 
     traces: dict[str, ModuleTrace]
     macs: int  # multiply-adds of the whole batch
     batch: int
-    uncounted: tuple[str, ...]  # operators that may compute products, and nobody counts
+    uncounted: tuple[str, ...]  # operators without a cost formula
 
 
 def run(model: nn.Module, matched: Mapping[str, nn.Module], example: Any) -> Run:
-    """One call of the network in eval mode, without gradients; its state stays as it was.
+    """Call the network once in eval mode, without gradients, and restore its state.
 
-    Raises `ValueError` where the network does not take the example input.
+    Raises `ValueError` if the call fails.
     """
     from ..cost.counter import WorkCounter, mha_in_parts  # not needed to import the package
 
@@ -69,7 +69,7 @@ def run(model: nn.Module, matched: Mapping[str, nn.Module], example: Any) -> Run
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor, a tuple of positional or a mapping of keyword arguments, as a call takes them."""
+    """The example input as positional and keyword arguments."""
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, tuple):
@@ -84,7 +84,7 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def _state_restored(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in eval mode; flags, buffers and random states are then as before."""
+    """Put the model in eval mode; on exit, restore flags, buffers and random states."""
     modules = [*model.modules()]
     modes = [module.training for module in modules]
     buffers = [
@@ -99,7 +99,7 @@ def _state_restored(model: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(list(devices), device_type=kinds.pop()):
             model.eval()
-            for encoder in encoders:  # which packs padded batches as nested tensors in eval mode
+            for encoder in encoders:  # in eval mode they pack padded batches as nested tensors
                 encoder.use_nested_tensor = False
             yield
     finally:
@@ -121,7 +121,7 @@ def _recorded(
     traces: Mapping[str, ModuleTrace],
     macs: Callable[[], int],
 ) -> Iterator[None]:
-    """Hooks that fill in the traces, there for the time of the run only."""
+    """Register hooks that fill in the traces; they are removed on exit."""
     last: list[Channels | None] = [None]
 
     def after_layer(module: nn.Module, _: Any, output: Any) -> None:
@@ -158,7 +158,7 @@ def _to_meta(value: Any) -> Any:
 
 
 def _channels(module: nn.Module) -> Channels | None:
-    """The channels of a layer whose class says which axis they are."""
+    """The output channels of a convolution, norm or linear layer; None for other modules."""
     if isinstance(module, _torch.CONVOLUTIONS):
         return Channels(module.out_channels, 1)
     if isinstance(module, (_torch.BATCH_NORMS, _torch.INSTANCE_NORMS)):

@@ -1,4 +1,4 @@
-"""What `insert` did, place by place, and the table that it prints as."""
+"""The report of `insert`: one record for each place, printed as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Placement:
     layout: Layout
     config: dict[str, Any]  # the keywords of `attnzoo.build`
     shape: tuple[int, ...]  # of the tensor that the block takes, in the traced run
-    parameters: int  # added; for "instead", less those of the module that gave way
+    parameters: int  # added; for "instead", minus those of the replaced module
     macs: int  # multiply-adds added to one sample's forward pass, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Insertion:
-    """What `insert` did, or with `dry_run` would do; as text it is a table."""
+    """What `insert` did, or would do with `dry_run=True`; `str` formats it as a table."""
 
     block: str
     placements: tuple[Placement, ...]

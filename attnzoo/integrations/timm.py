@@ -14,11 +14,11 @@ from ..validation import messages
 def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
     """A block as timm's `attn_layer` or `se_layer`: called with channels, it builds.
 
-    What timm's builders pass beside the channels for layers of their own (`rd_ratio`,
-    `act_layer`, ...) is left out; `device` and `dtype` count.
+    Further keywords that timm's builders pass (`rd_ratio`, `act_layer`, ...) are ignored, except
+    `device` and `dtype`.
 
-    The initialization of timm's EfficientNets wants a bias in every linear layer: there `se` takes
-    `bias=True` and `agent` takes `qkv_bias=True`.
+    The initialization of timm's EfficientNets requires a bias in every linear layer: pass
+    `bias=True` for `se` and `qkv_bias=True` for `agent` there.
 
     Raises:
         ValueError: no such block, or one that takes no image.

@@ -11,8 +11,8 @@ CHUNK_NUMEL = 2**18  # 1 MB of float32
 def chunks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the first axis, each with a buffer of that chunk's shape to compute in.
 
-    Few samples at a time on a CPU, where fresh memory is dearer than the arithmetic and all
-    chunks share one buffer; the whole batch at once on an accelerator.
+    On a CPU a chunk has few samples and all chunks share one buffer, since allocating memory costs
+    more there than the arithmetic; on an accelerator the whole batch is one chunk.
     """
     batch = x.shape[0]
     step = batch if x.device.type != "cpu" else max(1, CHUNK_NUMEL * batch // max(1, x.numel()))

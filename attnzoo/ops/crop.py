@@ -7,7 +7,7 @@ from torch import Tensor
 def crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) to (B, C, *size).
 
-    Compiled, it is indexed: a slice would tie a graph to maps that it need not crop.
+    When compiled, it uses indices: a slice would specialize the graph on whether it crops.
     """
     if not torch.compiler.is_compiling():
         return image[..., : size[0], : size[1]]

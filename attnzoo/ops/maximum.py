@@ -1,4 +1,4 @@
-"""Maxima that know their first index, which alone takes the gradient: for hand-written passes."""
+"""Maxima with the index of their first occurrence, which gets the gradient in the backward pass."""
 
 import torch
 from torch import Tensor
@@ -51,5 +51,5 @@ def scatter_to_max(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> 
 
 
 def _pays(x: Tensor) -> bool:
-    """Whether the ways around torch's own maximum are worth their fixed cost."""
+    """Whether the alternatives to `Tensor.max` are faster despite their fixed cost."""
     return x.numel() >= _SMALL and x.is_contiguous() and x.device.type == "cpu"

@@ -10,8 +10,8 @@ from .._torch import is_exporting
 def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
     """(B, C, H, W) to (B, C, rows, columns), as `adaptive_avg_pool2d`.
 
-    Exported, it is two matrix products: what the operator decomposes into for ONNX and other
-    runtimes reads as many pixels a cell as the traced size had, and errs at larger ones unsaid.
+    When exported, it is two matrix products: the operator's decomposition for ONNX and other
+    runtimes fixes the pixels per cell at the traced size, and is silently wrong at larger sizes.
     """
     if not is_exporting():
         return F.adaptive_avg_pool2d(x, (rows, columns))

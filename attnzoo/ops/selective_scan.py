@@ -53,14 +53,15 @@ def _levels(steps: int) -> int:
 
 
 def _blocks(steps: int) -> int:
-    """Blocks of so many steps: two at least and some to spare, as an exported graph insists."""
+    """The number of blocks: at least two, and more than needed, as `torch.export` requires."""
     return steps // BLOCK + 2
 
 
 def _blocked(x: Tensor, lead: int = 0) -> tuple[Tensor, ...]:
     """(N, T, ...) to a block's steps, each (N, K, ...); zeros stand before and after, `lead` first.
 
-    Indexed, here and in `_joined`: an exporter cannot prove what reshapes and slices ask for.
+    Both this and `_joined` use indices, since reshapes and slices would add shape constraints that
+    `torch.export` cannot prove.
     """
     blocks = _blocks(x.shape[1])
     spare = blocks * BLOCK - x.shape[1] - lead

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def sinusoid(positions: Tensor, width: int, period: float) -> Tensor:
-    """(...) to (..., width): sin and cos by turns of positions / period^(2 floor(i / 2) / width).
+    """(...) to (..., width): sin, cos, ... of positions / period^(2 floor(i / 2) / width).
 
     The powers of the period are float32, as in the published codes, whatever the positions' dtype.
     """

@@ -1,8 +1,8 @@
 """Weighted sums and dot products over the k x k window of every pixel, never all of it unfolded.
 
-They go through the window row by row; beside arguments and result they hold k numbers for each of
-theirs, not k * k. The map that the windows lie on is padded, by k - 1 rows and columns in all. S
-pixels of a finer map may share a window, as D channels share weights, in each of G groups.
+The functions process a window row by row, so that their temporary tensors have k values per element
+instead of k * k. The map x is padded by k - 1 rows and columns in total. In each of G groups, D
+channels share the same weights, and S pixels of a finer map share the same window.
 """
 
 import torch
@@ -59,6 +59,7 @@ def fine_map(y: Tensor, scale: int) -> Tensor:
 def _columns(x: Tensor, k: int, w: int) -> Tensor:
     """The map shifted by 0 to k - 1 columns: (B, G, D, k, 1, H + k - 1, W).
 
-    Copies: of overlapping views, a compiler would tie the graph to maps wider than the window.
+    They are copies: with overlapping views, a compiled graph would require maps wider than the
+    window.
     """
     return torch.stack([x.narrow(-1, j, w) for j in range(k)], 3).unsqueeze(4)

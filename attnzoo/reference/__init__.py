@@ -1,4 +1,4 @@
-"""The authors' own numbers, which ship with the package, and their re-run."""
+"""The authors' own results, shipped with the package, and the comparison of blocks with them."""
 
 from .cases import TOLERANCE as TOLERANCE
 from .cases import Case as Case

@@ -1,7 +1,8 @@
-"""The reference vectors that ship with the package, and their re-run.
+"""The reference vectors shipped with the package, and the comparison of blocks with them.
 
-Each file was computed by running the authors' own code in float64 and holds inputs, weights under
-the authors' names, outputs, all gradients and, for a training call, BatchNorm buffers afterwards.
+Each file was computed by running the authors' own code in float64. It contains inputs, weights
+under the authors' names, outputs, all gradients and, for a call in training mode, the updated
+BatchNorm buffers.
 """
 
 import json
@@ -17,19 +18,19 @@ from ..registry import find, names
 from ..weights.upstream import from_upstream, upstream_keys
 
 FOLDER = Path(__file__).parent / "golden"
-TOLERANCE = 1e-9  # of the largest value of a tensor; float64 rounding is six digits below
-# Positional order of a call's inputs; anything else goes by keyword.
+TOLERANCE = 1e-9  # relative to a tensor's largest value; float64 rounding is near 1e-15
+# Order of the positional inputs of a call; all others are passed by keyword.
 _POSITIONAL = ("query", "key", "value", "source", "x", "[]", "y", "attn", "guidance", "filters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One reference case, re-run."""
+    """The result of comparing a block with one reference case."""
 
     block: str
     case: str
     error: float  # largest over all tensors, relative to each tensor's largest value
-    worst: str  # the tensor that has it
+    worst: str  # the tensor with the largest error
     tensors: int  # how many were compared
     source: str
     notes: str
@@ -128,11 +129,11 @@ class Case:
         )
 
     def _errors(self, found: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-        """The relative error of each stored result; infinite where ours is absent or misshapen.
+        """The relative error of each stored result; infinite if ours is missing or misshapen.
 
-        A gradient that is zero but for rounding (a bias before BatchNorm, say) is compared relative
-        to a thousandth of the largest gradient of its kind instead of its own size: such rounding
-        reaches 1e-13 of the largest, on either side.
+        A gradient that is zero except for rounding, such as that of a bias before BatchNorm, is
+        compared relative to a thousandth of the largest gradient of its kind instead of its own
+        size: such rounding errors reach 1e-13 of the largest gradient in either implementation.
         """
         for kind in ("output", "grad_input", "grad_weight", "after"):
             stored = self.part(kind)
@@ -148,7 +149,7 @@ class Case:
 
 
 def arrange(inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """A case's inputs as positional and keyword arguments; `f0, f1, ...` make one list."""
+    """A case's inputs as positional and keyword arguments; `f0, f1, ...` form one list."""
     series = sorted(
         (k for k in inputs if k[:1] in "fx" and k[1:].isdigit()), key=lambda k: int(k[1:])
     )
@@ -165,9 +166,9 @@ def cases(name: str | None = None) -> list[Path]:
 
 
 def verify(name: str | None = None) -> list[Verdict]:
-    """Re-run the reference vectors of one block, or of all; needs no network.
+    """Compare one block, or all, with their reference vectors; needs no network access.
 
-    Returns one verdict a case, in the files' order; a block without vectors gives none.
+    Returns one verdict for each case, in the order of the files; none for a block without vectors.
     Raises `UnknownBlockError` for an unknown name.
     """
     wanted = names() if name is None else [find(name).name]

@@ -1,1 +1,1 @@
-"""What every block must do, and what it takes to ask for it."""
+"""The helpers that test a block: example inputs, gradient checks, rounding errors and costs."""

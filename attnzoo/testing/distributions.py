@@ -15,7 +15,7 @@ def assert_normal(weight: Tensor, std: float) -> None:
 
 
 def assert_uniform(weight: Tensor, bound: float) -> None:
-    """Even over [-bound, bound]: ends, mean and spread agree within four standard errors."""
+    """Uniform over [-bound, bound]: ends, mean and spread agree within four standard errors."""
     count = weight.numel()
     assert bound * (1 - 10 / count) < weight.abs().max().item() <= bound * (1 + 1e-6)
     assert abs(weight.mean().item()) < 4 * bound / (3 * count) ** 0.5
@@ -23,10 +23,11 @@ def assert_uniform(weight: Tensor, bound: float) -> None:
 
 
 def assert_default(blocks: Sequence[nn.Module], but: Collection[str] = ()) -> None:
-    """Every layer of blocks built alike is as torch initializes it, but for the named parameters.
+    """Every layer has torch's default initialization, except for the parameters in `but`.
 
-    Linear layers and convolutions are even over one over the square root of a unit's inputs; norms
-    have weights of one and biases of zero. Small layers need several blocks to show anything.
+    Linear layers and convolutions are uniform over [-b, b], where b is the inverse square root of
+    the fan-in; norms have weights of one and biases of zero. `blocks` are several instances of the
+    same configuration, since the parameters of one small layer are too few for a test.
     """
     for key in {key for key, _ in blocks[0].named_parameters()} - set(but):
         name, _, kind = key.rpartition(".")

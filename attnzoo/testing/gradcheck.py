@@ -1,4 +1,4 @@
-"""Gradients against the slopes of the outputs: what to ask where nothing else is known."""
+"""Compares gradients with finite differences, for blocks without a reference implementation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,16 +17,17 @@ LIMIT = 1e-3  # of a gradient's size
 def errors(block: nn.Module, inputs: Inputs, grads: list[Tensor]) -> Iterator[tuple[str, float]]:
     """Name and relative error of each leaf's gradient, in train mode; the block is in float64.
 
-    The sum of the outputs, weighted with `grads`, is the height. Each leaf is moved along its
-    gradient and as far again at random, both ways, and the height's difference compared with what
-    the gradient says. A leaf without a gradient has to leave the height as it is.
+    The function that is differentiated is the sum of the outputs weighted by `grads`, called the
+    height. For each leaf, its central difference along a direction, the unit gradient plus a random
+    unit vector, is compared with the directional derivative that the gradient predicts. A leaf
+    without a gradient must not affect the height.
     """
     mine = leaves(inputs, torch.float64, "cpu")
     positional, keywords = arguments(block.train(), mine)
     weights = [g.to("cpu", torch.float64) for g in grads]
 
     def outputs() -> list[Tensor]:
-        torch.manual_seed(2)  # dropout falls on the same numbers every time
+        torch.manual_seed(2)  # the same dropout masks in every call
         return list(tensors(block(*positional, **keywords)))
 
     parts: dict[str, Tensor] = {
@@ -55,7 +56,7 @@ def errors(block: nn.Module, inputs: Inputs, grads: list[Tensor]) -> Iterator[tu
 
 
 def derived(output: Any, wanted: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients of the wanted leaves; None where one does not act on the output."""
+    """The gradients of the given leaves; None for a leaf that the output does not depend on."""
     results = [t for t in tensors(output) if t.requires_grad]
     if not results:
         return (None,) * len(wanted)

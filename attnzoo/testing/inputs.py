@@ -1,4 +1,4 @@
-"""What is run: a block, its example inputs and the call that joins them."""
+"""Example inputs of a block, and the call of the block on them."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -40,7 +40,7 @@ def call(block: nn.Module, inputs: Inputs) -> Any:
 
 
 def samples(block: nn.Module, inputs: Inputs, which: slice) -> Inputs:
-    """Some samples of every input. Single numbers, tensors without axes, have none and stay."""
+    """The given samples of every input; zero-dimensional tensors are returned unchanged."""
 
     def taken(key: str, value: Any) -> Any:
         place = (slice(None),) * batch_axis(block, key) + (which,)
@@ -50,16 +50,17 @@ def samples(block: nn.Module, inputs: Inputs, which: slice) -> Inputs:
 
 
 def batch_axis(block: nn.Module, key: str) -> int:
-    """The axis of an argument's samples: the first, unless `batch_axes` of its class differs."""
+    """The batch axis of an argument: 0, unless the block's attribute `batch_axes` overrides it."""
     axes: Mapping[str, int] = getattr(block, "batch_axes", {})
     return axes.get(key, 0)
 
 
 def randomize_parameters(block: nn.Module) -> None:
-    """Move every parameter off its initial value: nothing shows behind a gate of zero.
+    """Add noise to every parameter, since a gate initialized to zero would hide errors.
 
-    By a tenth, and by less where many products are summed: sums that grow with the width would
-    saturate a softmax, and the denormal numbers behind it are a hundred times as slow.
+    The noise has a standard deviation of 0.1, or less in layers with a large fan-in: sums that
+    grow with the width would saturate a softmax, and the denormal numbers that result are a
+    hundred times as slow.
     """
     generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
@@ -70,9 +71,9 @@ def randomize_parameters(block: nn.Module) -> None:
 
 
 def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
-    """The block's weights and its image inputs in channels_last.
+    """Convert the block's weights, in place, and its image inputs to channels_last.
 
-    Raises ValueError where an input is no image or list of images.
+    Raises ValueError if an input is not an image or a list of images.
     """
     if any(t.ndim != 4 for t in tensors(inputs)):
         raise ValueError(
@@ -85,7 +86,7 @@ def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def leaves(inputs: Inputs, dtype: torch.dtype | None = None, device: str | None = None) -> Inputs:
-    """Copies of the inputs that want a gradient where they can, cast and moved where asked."""
+    """Copies of the inputs, optionally cast and moved; floating ones require a gradient."""
 
     def leaf(tensor: Tensor) -> Tensor:
         kind = dtype if tensor.is_floating_point() else None

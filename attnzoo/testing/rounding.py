@@ -1,4 +1,4 @@
-"""How far rounding alone moves a result: float64 arithmetic, rounded at random step by step."""
+"""Estimates the rounding error of a dtype by random perturbations of float64 arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,11 @@ SLACK = {  # times a dtype's precision: sums of many terms are less precise than
 
 
 class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it every operator's new float64 results are off at random, as if rounded to `dtype`.
+    """A context that perturbs every operator's float64 results at random, as if rounded to `dtype`.
 
-    Where terms cancel, before a normalization say, a gradient keeps few of a dtype's digits or
-    none, whoever computes it; and a unit at the kink of its activation falls to either side. This
-    shows both, without running the block in that dtype.
+    If terms cancel, as before a normalization, a gradient retains few or none of the dtype's
+    digits in any implementation; and an input near the kink of an activation may fall on either
+    side of it. Both effects show in the perturbed results, without running the block in that dtype.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int, slack: float = 1.0) -> None:

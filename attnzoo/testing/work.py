@@ -1,4 +1,4 @@
-"""What one sample of a block's input costs: the counters of `attnzoo.cost`, put to a block."""
+"""The counters of `attnzoo.cost`, applied to a block and its example inputs."""
 
 import torch
 from torch import nn
@@ -13,13 +13,13 @@ from .inputs import arguments, call, samples, tensors
 
 
 def work(block: nn.Module, inputs: Inputs) -> Work:
-    """What one sample's forward pass computes, in eval mode and by the block's reference form.
+    """Count one sample's forward pass, in eval mode and by the block's reference form.
 
-    The first sample of the inputs is run, so that work that is done once a call counts in full.
-    Attention is taken apart into its products and its softmax.
+    Only the first sample is run, so that work done once per call is counted in full. Attention is
+    counted as its matrix products and its softmax.
 
     Raises:
-        UncountedOperatorError: an operator is called that nobody counts.
+        UncountedOperatorError: an operator without a cost formula is called.
     """
     sample, products = samples(block, inputs, slice(1)), sdpa_kernel(SDPBackend.MATH)
     with counter.evaluating(block), torch.no_grad(), reference_forms(), products:
@@ -34,6 +34,6 @@ def fvcore_count(block: nn.Module, inputs: Inputs) -> FvcoreCount:
 
 
 def saved_bytes(block: nn.Module, inputs: Inputs) -> int:
-    """Bytes that a training step of the block keeps, beside its inputs, weights and outputs."""
+    """Bytes that autograd saves in a training step, without inputs, weights and outputs."""
     outside = (*block.parameters(), *block.buffers(), *tensors(inputs))
     return counter.saved_bytes(lambda: call(block, inputs), outside)

@@ -1,1 +1,1 @@
-"""What an argument may be: ranges in the signature, tensors, and the wording of refusals."""
+"""Validation of arguments: ranges in the signature, tensors, and the wording of errors."""

@@ -1,4 +1,4 @@
-"""Worded refusals: each names the argument, its value, the rule and the nearest legal thing."""
+"""Checks of values; an error gives the argument, its value, the rule and the nearest legal one."""
 
 import difflib
 import math
@@ -52,7 +52,7 @@ def sizes(**values: Sequence[int]) -> None:
 
 
 def odd(**values: int) -> None:
-    """Each value is an odd int of at least 1, as kernels centred on their pixel are."""
+    """Each value is an odd int of at least 1, such as the size of a centered kernel."""
     positive(**values)
     for name, value in values.items():
         if value % 2 == 0:
@@ -62,7 +62,7 @@ def odd(**values: int) -> None:
 
 
 def layers(**values: int) -> None:
-    """Each value counts modules that are built one by one, which takes its time and memory."""
+    """Each value is a number of layers to build, from 1 to `MOST_LAYERS`."""
     positive(**values)
     for name, value in values.items():
         if value > MOST_LAYERS:
@@ -171,8 +171,8 @@ def listed(values: Sequence[Tensor], count: int, *, name: str) -> None:
 def pyramid(
     features: Sequence[Tensor], dims: Sequence[int], cells: Sequence[int], like: Tensor
 ) -> None:
-    """`features` are images (B, dims[i], H_i, W_i) of the samples of `like`, and of sizes that
-    cells of side cells[i] cover with one grid: that of the map with the smallest cells."""
+    """`features` are images (B, dims[i], H_i, W_i) with the batch size of `like`, and cells of side
+    cells[i] form the same grid on each: that of the map with the smallest cells."""
     listed(features, len(dims), name="features")
     for i, (x, c) in enumerate(zip(features, dims, strict=True)):
         image(x, c, like, name=f"features[{i}]")
@@ -193,7 +193,7 @@ def pyramid(
 
 
 def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Tensor:
-    """`value`, one for each step, with shape `steps`; (T,) stands for every sample."""
+    """`value`, one number per step, expanded to shape `steps`; (T,) is shared by all samples."""
     dense(name, value, f"of shape {tuple(steps)}")
     if value.device != x.device:
         raise ValueError(f"{name} is on {value.device}, x on {x.device}; move one")
@@ -206,7 +206,7 @@ def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Te
 
 
 def days(value: Tensor | None, steps: Sequence[int], x: Tensor, *, look: bool) -> Tensor:
-    """`positions`, real numbers with shape `steps`; `look` for values that are not finite."""
+    """`positions`, real numbers of shape `steps`; with `look`, and on CPU, all must be finite."""
     if value is None:
         raise ValueError(
             "positions is missing: pass the days of the steps, positions=tensor of shape "
@@ -243,9 +243,10 @@ def same_shape(**tensors: Tensor) -> None:
 
 
 def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
-    """Train-mode BatchNorm sees more than one value a channel; SyncBatchNorm counts all ranks.
+    """BatchNorm in training mode gets more than one value per channel.
 
-    `grow` says what of `x` adds values where not both do.
+    SyncBatchNorm is not checked, since its values are those of all ranks. `grow` names the axes of
+    `x` to enlarge in the error message.
     """
     if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(

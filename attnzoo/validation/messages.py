@@ -1,4 +1,4 @@
-"""The wording of error messages: values shown in few words, and the nearest legal thing."""
+"""The wording of error messages: short representations of values, and the nearest legal names."""
 
 import difflib
 import re

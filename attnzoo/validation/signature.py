@@ -1,7 +1,7 @@
-"""Constructor calls checked against the signature: keywords, types, ranges and size, in words.
+"""Checks constructor calls against the signature: keywords, types, ranges and total size.
 
-The registry wraps the `__init__` of every class it is given, so that `attnzoo.build(name, ...)` and
-the class called directly refuse the same things in the same words.
+The registry wraps the `__init__` of every registered class, so that `attnzoo.build(name, ...)` and
+a direct call of the class raise the same errors.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Nests of tensors: the lists, tuples and dicts that calls take and return."""
+"""Nested lists, tuples and dicts of tensors, as calls take and return them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

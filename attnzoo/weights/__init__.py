@@ -1,4 +1,4 @@
-"""Authors' weights into our blocks: key matching, and files read without running their code."""
+"""Loading the authors' weights: key matching, and reading files without running their code."""
 
 from .upstream import from_upstream as from_upstream
 from .upstream import upstream_keys as upstream_keys

@@ -1,4 +1,4 @@
-"""Files of weights, read without running any code that they hold."""
+"""Reads files of weights without running any code that they contain."""
 
 import os
 import pickle
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
-    """The tensors of a file by their keys, on the CPU.
+    """Read the tensors of a file by their keys, on the CPU.
 
-    A checkpoint of `torch.save` that nests its weights, as `{"state_dict": ..., "epoch": 3}`, gives
-    the one mapping of tensors in it.
+    If a checkpoint nests its weights, such as `{"state_dict": ..., "epoch": 3}`, the one mapping of
+    tensors in it is returned.
 
     Args:
-        path: a .safetensors file, or one that `torch.save` wrote.
+        path: a .safetensors file, or a file written by `torch.save`.
 
     Raises:
-        ValueError: no such file, a damaged one, one that holds code, or several state dicts.
+        ValueError: the file does not exist, is damaged, or contains code or several state dicts.
     """
     file = Path(path)
     if not os.path.isfile(file):  # noqa: PTH113  # Path.is_file raises for names too long
@@ -38,7 +38,7 @@ def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             "run. Save its weights alone: torch.save(module.state_dict(), ...) "
             f"({_first_line(error)})"
         ) from None
-    except Exception as error:  # whatever the unpickler stumbles over in a damaged file
+    except Exception as error:  # the unpickler may raise anything on a damaged file
         raise _unreadable(file, error) from None
     return _weights(file, content)
 

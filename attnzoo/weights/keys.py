@@ -1,4 +1,4 @@
-"""Which key of a state dict holds which parameter of a block: prefixes, namings, shapes."""
+"""Matches the keys of a state dict to the parameters of a block: prefixes, namings, shapes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..registry import Entry, KeyMap
 
-# What wrappers of a module put into its keys, in the middle too; such names tell no layer.
+# Names that wrappers add anywhere in a module's keys; they do not name a layer.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 class Match(NamedTuple):
-    """How a state dict fits one naming under one prefix."""
+    """The result of matching a state dict against one naming under one prefix."""
 
     prefix: str
     keys: dict[str, str]  # ours -> theirs, prefix included
@@ -23,12 +23,12 @@ class Match(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether every key is there, no other is, and all shapes agree."""
+        """Whether no key is missing or unexpected and all shapes agree."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     @property
     def faults(self) -> int:
-        """How far it is from fitting; a key that is missing counts twice."""
+        """The number of mismatches; a missing key counts twice."""
         return 2 * len(self.missing) + len(self.unexpected) + len(self.misshaped)
 
 
@@ -40,13 +40,13 @@ def without_wrappers(key: str) -> str:
 def best_match(
     entry: Entry, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str | None
 ) -> Match:
-    """The one match that fits, else the nearest.
+    """The only match that fits, or the one with the fewest mismatches.
 
     Args:
-        entry: the block's, whose namings are tried, and our own.
+        entry: the block's entry; its upstream namings are tried, then the block's own names.
         own: the block's state dict.
-        state_dict: theirs.
-        prefix: the one prefix to try; of None all that the keys suggest.
+        state_dict: the authors' state dict.
+        prefix: the prefix to try; None tries every prefix that occurs before a key of the block.
 
     Raises:
         ValueError: several prefixes fit.
@@ -69,7 +69,7 @@ def best_match(
 def _prefixes(
     naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], given: str | None
 ) -> list[str]:
-    """The prefix given, else all under which a key of the block stands."""
+    """The given prefix, or every prefix that occurs before a key of the block."""
     if given is not None:
         return [given if not given or given.endswith(".") else f"{given}."]
     ends = {_theirs(naming, ours) for ours in own if not _is_counter(ours)}
@@ -91,7 +91,7 @@ def _match(
     prefix: str,
     alone: bool,
 ) -> Match:
-    """How the keys under `prefix` fit; unless `alone`, other layers may stand beside the block."""
+    """Match the keys under `prefix`; unless `alone`, keys of other layers there are ignored."""
     expected = {ours: prefix + _theirs(naming, ours) for ours in own}
     keys = {ours: theirs for ours, theirs in expected.items() if theirs in state_dict}
     idle = [_path_pattern(theirs) for theirs, ours in naming.items() if ours is None]
@@ -122,7 +122,7 @@ def _match(
 
 
 def _theirs(naming: KeyMap, ours: str) -> str:
-    """The authors' key of one of our keys: the longest of our paths that leads to it."""
+    """The authors' key for one of our keys, by the longest of our paths that is a prefix of it."""
     best = ("", ours)
     for theirs, path in naming.items():
         if path is None:
@@ -140,7 +140,7 @@ def _path_pattern(path: str) -> re.Pattern[str]:
 
 
 def _squeezed(tensor: Tensor) -> tuple[int, ...]:
-    """The shape without axes of length one, which the namings of one layer differ in."""
+    """The shape without axes of length one, such as those of a 1x1 convolution's weight."""
     return tuple(n for n in tensor.shape if n != 1)
 
 
@@ -150,7 +150,7 @@ def _is_counter(key: str) -> bool:
 
 
 def complaint(entry: Entry, match: Match, keys: Iterable[str]) -> str:
-    """What is wrong with the keys; and the well-known variant of the block whose keys they are."""
+    """The error message: the mismatches, and the known variant whose keys these are, if any."""
     where = f" under {match.prefix!r}" if match.prefix else ""
     faults = [
         f"{label}: {', '.join(found[:8])}{f' and {len(found) - 8} more' * (len(found) > 8)}"
@@ -179,5 +179,5 @@ def _known_variant(entry: Entry, keys: Iterable[str]) -> str:
 
 
 def _contains(keys: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Whether every wanted key is there, under any prefix."""
+    """Whether every wanted key is among the keys, under any prefix."""
     return all(any(f".{key}".endswith(f".{end}") for key in keys) for end in wanted)

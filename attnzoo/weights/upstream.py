@@ -1,4 +1,4 @@
-"""Authors' weights into our blocks: by their own key names, checked key by key."""
+"""Loads the authors' weights by their own key names; every key and shape is checked."""
 
 import os
 from collections.abc import Mapping
@@ -25,23 +25,24 @@ def from_upstream(
 
     Args:
         name: a name of `attnzoo.names()`.
-        state_dict: tensors by the authors' key names (any of the namings the block knows, or
-            ours); or a whole checkpoint, the block's keys under one prefix and others beside it;
-            or the path of such a file, of safetensors or of `torch.save`, which is read without
-            unpickling any code. What torch.compile, FSDP and checkpointing add to keys is dropped.
+        state_dict: the weights, in one of three forms: tensors by the authors' key names (any
+            registered naming, or ours); a checkpoint of a larger network, with the block's keys
+            under one prefix; or the path of such a file, written by safetensors or `torch.save`,
+            which is read without unpickling any code. Names that torch.compile, FSDP and
+            activation checkpointing add to keys are removed.
         *args: the channels `c`, by position.
-        prefix: which of several matching prefixes to take (`"layer1.0.se"`); "" is the root,
-            where the keys of other layers beside the block's are then ignored.
+        prefix: the prefix of the block's keys (`"layer1.0.se"`), needed if several match; "" is
+            the root, where keys of other layers are then ignored.
         **config: the block's keywords.
 
     Returns:
         The block in the default dtype, in training mode, as `build` returns it.
 
     Raises:
-        ValueError: keys are missing, unexpected or of another shape, or several prefixes match;
-            the message names them, and the known variant of the block whose keys they are; or a
-            file that cannot be read.
-        TypeError: `state_dict` is no mapping of str to Tensor.
+        ValueError: keys are missing, unexpected or of another shape, or several prefixes match (the
+            message lists them, and names the known variant whose keys they are, if any); or the
+            file cannot be read.
+        TypeError: `state_dict` is not a mapping of str to Tensor.
     """
     entry = find(name)
     if isinstance(state_dict, (str, os.PathLike)):
@@ -70,7 +71,7 @@ def from_upstream(
 
 
 def upstream_keys(name: str, block: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our parameter and buffer names to the authors' keys that were found in `state_dict`."""
+    """Map our parameter and buffer names to the authors' keys found in `state_dict`."""
     own = block.state_dict()
     return best_match(find(name), own, state_dict, None).keys if own else {}
 

@@ -1,9 +1,9 @@
-"""Which of two things is slower: samples of both in turn, with a second copy of one beside them.
+"""Decides which of two versions is slower, from alternating samples of both and a null copy.
 
-A shared machine is half as fast now and then, for milliseconds or seconds, and two measurements one
-after the other differ by as much. Samples that alternate see the same machine, and the least of
-them on either side is one that nobody disturbed. How far apart the least times of two copies of the
-same thing are, the null, says what that is worth at the moment.
+A shared machine may run at half its speed for milliseconds or seconds, so two measurements taken
+one after the other can differ by a factor of two. Alternating samples run under the same
+conditions, and the minimum of each side is a sample without interference. The null copy is a second
+copy of the first version: the ratio of its minimum to the first's is the error of the measurement.
 """
 
 import math
@@ -15,7 +15,7 @@ FEWEST = 6  # of each, where a call is so long that these take the budget
 BURST = 5  # samples before the next side has its turn
 BUDGET = 1.0  # seconds of samples of each side, from which on FEWEST are enough
 PATIENCE = 4  # times LEAST_SAMPLES, while it is undecided
-UNDECIDED = 0.03  # of the line, or of the null, that it is worth taking more samples for
+UNDECIDED = 0.03  # more samples while the drift is larger, or the ratio this near the tolerance
 
 Burst = Callable[[int], list[float]]  # so many samples of a side, in seconds of one call
 Verdict = Literal["same", "slower", "faster"]
@@ -37,11 +37,11 @@ class Timing(NamedTuple):
 
     @property
     def drift(self) -> float:
-        """The null copy's time over the first's: 1 but for the machine."""
+        """The null copy's time over the first's, which is 1 except for measurement error."""
         return self.null / self.a
 
     def verdict(self, tolerance: float) -> Verdict:
-        """Whether it moved: past the tolerance, and past what the null copy moved."""
+        """Whether the time changed by more than the tolerance and by more than the drift."""
         moved = math.log(self.ratio)
         if abs(moved) <= max(math.log1p(tolerance), abs(math.log(self.drift))):
             return "same"
@@ -49,7 +49,7 @@ class Timing(NamedTuple):
 
 
 def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
-    """The least times of `a`, `b` and `null`, of as many turns as it takes to tell."""
+    """The least times of `a`, `b` and `null`, sampled in turn until the verdict is decided."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     burst = BURST
     while True:

@@ -39,10 +39,10 @@ class Moved:
 def measure(
     jobs: Sequence[Job], a: Code, b: Code, tolerance: float, progress: Callable[[str], None]
 ) -> Iterator[Moved]:
-    """Every pass of every job, in order; what seems to have moved is measured again.
+    """Measure every pass of every job, in order, and measure apparent changes again.
 
-    The second time in new processes, with the null copy on B's side of the order: a layout of
-    memory that one process happens to have is no change.
+    The second measurement runs in new processes, so that a difference in the memory layout of one
+    process is not reported as a change.
     """
     found: list[Moved] = []
     with _processes(a, b) as sides:
@@ -62,7 +62,7 @@ def measure(
 
 
 def confirmed(first: Moved, second: Moved | None, tolerance: float) -> Moved:
-    """What both measurements say: the least times of the two, moved only where both say so."""
+    """Both measurements combined: the least times, and a change only if both report it."""
     if second is None or first.timing is None or second.timing is None:
         return first
     one, two = first.timing, second.timing

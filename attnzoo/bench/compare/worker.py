@@ -2,8 +2,8 @@
 
     python worker.py [CHECKOUT]
 
-Run as a script, so that it serves versions that do not have it: of attnzoo it uses `build` alone,
-and of this one the file `sample.py`. It is asked and answers in lines of JSON.
+It runs as a script, so that it can measure versions of attnzoo that do not include it. It uses only
+`build` of the measured version, and `sample.py` of this one. Requests and responses are JSON lines.
 """
 
 import importlib

@@ -60,7 +60,7 @@ def conditions(rows: Sequence[PlainRow]) -> dict[str, str]:
 
 
 def busy(rows: Sequence[PlainRow]) -> str:
-    """That the machine was busy, where it was."""
+    """A warning if the machine was busy, else an empty string."""
     loads = [row["load"] for row in rows if row.get("load")]
     if not loads or max(loads) <= BUSY:
         return ""

@@ -1,9 +1,9 @@
-"""The clock: short samples, of which the least is what a pass costs; here the CPU's.
+"""The clock of the CPU: the latency of a pass is the least of many short samples.
 
-A busy machine takes the processor away for milliseconds at a time, and a neighbor on the same core
-slows it for a second and more. So a sample lasts half a millisecond (one call where a call is
-longer) and is measured in the time that the thread itself ran; samples come in rounds, and rounds
-go on until two of them reach the same least time while a reference load runs at its best speed.
+On a busy machine a thread is preempted for milliseconds at a time, and slowed for a second or more
+by other processes on the same core. So a sample lasts half a millisecond (or one call, if that is
+longer) and is measured in thread CPU time. Samples are taken in rounds, until two rounds reach the
+same least time while a reference load runs at its best speed.
 """
 
 import math
@@ -85,7 +85,7 @@ def summary(seconds: Sequence[float], disturbed: int, settled: bool) -> Latency:
 
 
 class ReferenceLoad:
-    """A small fixed piece of work, timed around each round: is the machine at its best speed?"""
+    """A small fixed computation, timed around each round to detect a slowed machine."""
 
     _shared: "ReferenceLoad | None" = None
 

@@ -1,11 +1,11 @@
-"""What this machine can do at best, and how much of a row's time its limits explain.
+"""The roofline of this machine, and the fraction of a row's time that it explains.
 
-Three times bound a pass from below: its least bytes at the rate the memory moves them, the
-multiply-adds it runs at the rate of a large matrix product, its operator calls at the cost of an
-empty one. The highest explains a fraction of the pass's time. The memory's rate depends on how much
-is moved: what fits a cache moves at the cache's rate. So copies of many sizes are timed, and a row
-is held to the best rate seen at its own size or above. A row that beats its roof shows that the
-roof was measured too low, and raises it.
+A pass has three lower bounds: the bytes it must move at the memory's bandwidth, the multiply-adds
+it runs at the rate of a large matrix product, and its operator calls at the cost of an empty call.
+The largest bound explains a fraction of the pass's time. Bandwidth depends on the amount of data,
+since data that fit a cache move at the cache's rate. So copies of many sizes are timed, and a row's
+roof is the best bandwidth measured at its own size or above. If a row exceeds its roof, the roof
+was measured too low and is raised.
 """
 
 import functools

@@ -26,8 +26,8 @@ class Sample(NamedTuple):
 def times(samples: Sequence[Sample]) -> list[float]:
     """Seconds of one call: those that the thread ran.
 
-    Where most samples waited by themselves, for other threads say, waiting is part of the pass:
-    then it is the wall's, of samples that were not interrupted as far as there are any.
+    If most samples waited voluntarily, for other threads for example, waiting is part of the pass:
+    then wall time is used, of the samples that were not preempted if there are any.
     """
     if 2 * sum(sample.waited for sample in samples) <= len(samples):
         return [sample.processor for sample in samples]
@@ -66,7 +66,7 @@ def _sample(step: Step, calls: int) -> Sample:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Within it Python collects no garbage."""
+    """Disable Python's garbage collection."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -77,9 +77,9 @@ def uncollected() -> Iterator[None]:
 
 
 def _switches() -> tuple[int, int]:
-    """How often this thread gave its processor away, and how often it was taken from it.
+    """The number of voluntary and of involuntary context switches of this thread.
 
-    Zeros where the system does not tell: there wall time beyond the thread's own tells.
+    Both are zero if the system does not report them; wall time beyond CPU time is used instead.
     """
     if sys.platform != "linux":
         return 0, 0

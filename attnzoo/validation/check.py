@@ -282,8 +282,9 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             f"{name} has {x.shape[axis]} channels (axis {axis} of shape {tuple(x.shape)}); "
             f"the block was built for c={c} and takes {shown}"
         )
-    for label, size in zip(reversed(axes), reversed(x.shape), strict=False):
-        if label in "HWT" and size == 0:
+    for i in range(1, min(len(axes), x.ndim) + 1):
+        if axes[-i] in "HWT" and x.shape[-i] == 0:
+            label = axes[-i]
             raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
     if x.dtype not in DTYPES:
         legal = "float64, float32, bfloat16 or float16"

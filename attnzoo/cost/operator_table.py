@@ -105,7 +105,8 @@ FREE = _names("""
 
 # Pointwise operators without `torch.Tag.pointwise`.
 UNTAGGED = _names("""
-    floor_divide hardswish leaky_relu glu _prelu_kernel masked_fill bernoulli rand randn rand_like randn_like
+    leaky_relu
+    floor_divide hardswish glu _prelu_kernel masked_fill bernoulli rand randn rand_like randn_like
     randint normal uniform native_dropout native_dropout_backward hardswish_backward glu_backward
     threshold_backward softplus_backward elu_backward leaky_relu_backward hardtanh_backward
     hardsigmoid_backward log_sigmoid_backward silu_backward mish_backward gelu_backward

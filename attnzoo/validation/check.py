@@ -180,7 +180,7 @@ def pyramid(
             raise ValueError(
                 f"features[{i}] has {x.shape[0]} samples, x {like.shape[0]}; they must agree"
             )
-    least = min(range(len(cells)), key=lambda i: cells[i])
+    least = list(cells).index(min(cells))
     grid = [-(-n // cells[least]) for n in features[least].shape[2:]]
     for i, (x, cell) in enumerate(zip(features, cells, strict=True)):
         for axis, size, wanted in zip("HW", x.shape[2:], grid, strict=True):

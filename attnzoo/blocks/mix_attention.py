@@ -196,9 +196,8 @@ class MixAttention(nn.Module):
         if self.variant == "city":
             queries = max(1, size.height // 2) * max(1, size.width // 2)
         pooled = sum(d * d for d, pool in zip(self.dims, self.pools, strict=True) if pool > 1)
-        macs = keys * (pooled + 2 * mixed * c) + 2 * queries * c * (c + keys)
-        macs += (self.variant == "city") * queries * c * c
-        return macs + pixels * self.hidden * (2 * c + 9)
+        attention = queries * c * (2 * c + 2 * keys + (self.variant == "city") * c)
+        return keys * (pooled + 2 * mixed * c) + attention + pixels * self.hidden * (2 * c + 9)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, dims={self.dims}, pools={self.pools}"

@@ -37,7 +37,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def gate(x: Tensor, mask: Tensor) -> Tensor:
     """The ReLU of x (B, C, H, W) times its mask (B, 1, H, W), whose values are positive."""
-    return (x * mask).relu()
+    return x.relu() * mask  # a residual may be added to the product in place, not to a ReLU
 
 
 pool = custom_gradient(pool, dia.pool)

@@ -17,7 +17,8 @@ from attnzoo.registry import find
 ATTENTION = [
     name
     for name in attnzoo.names(layout="image")
-    if next(iter(find(name).signature.parameters)) == "c" and find(name).family != "network"
+    if next(iter(find(name).signature.parameters)) == "c"
+    and find(name).family not in ("network", "upsampler")
 ]
 
 

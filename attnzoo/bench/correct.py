@@ -93,12 +93,16 @@ def _live_bytes(settings: Settings) -> int:
     gc.collect()
     if settings.kind == "cuda":
         return torch.cuda.memory_allocated(settings.device)
-    found = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]  # some lie about theirs
-    return sum(
-        t.untyped_storage().nbytes()
-        for t in found
-        if t.layout == torch.strided and t.device.type != "meta"
-    )
+    # By `type`: `isinstance` can be overridden by the objects of other libraries.
+    return sum(_bytes(t) for t in gc.get_objects() if issubclass(type(t), Tensor))
+
+
+def _bytes(tensor: Tensor) -> int:
+    try:
+        strided = tensor.layout == torch.strided and tensor.device.type != "meta"
+        return tensor.untyped_storage().nbytes() if strided else 0
+    except RuntimeError:  # a tensor without storage, such as an undefined gradient
+        return 0
 
 
 def _compare(

@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_map_only as tree_map_only
 
-BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS = BatchNorm, Convolution, InstanceNorm
+__all__ = ["BatchNorm", "Convolution", "InstanceNorm"]  # of any dimension
 
 
 def _symbol(path: str) -> Any:
@@ -182,7 +182,7 @@ def metadata(state_dict: Any) -> dict[str, Any]:
 
 def normalizes_batches(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm of any dimension."""
-    return isinstance(module, BATCH_NORMS)
+    return isinstance(module, BatchNorm)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 
 class ChildError(RuntimeError):
@@ -37,10 +37,10 @@ class Child:
 
     def ask(self, question: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Send a request and return the response; without one, end the process: ChildError."""
-        assert self.process.stdin is not None
+        questions = cast(IO[str], self.process.stdin)
         try:
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
+            questions.write(json.dumps(question) + "\n")
+            questions.flush()
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
             self.close()
@@ -63,9 +63,8 @@ class Child:
                     pipe.close()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
         try:
-            for line in self.process.stdout:
+            for line in cast(IO[str], self.process.stdout):
                 self._answers.put(line)
         except ValueError:  # closed meanwhile
             pass

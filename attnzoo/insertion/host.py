@@ -7,7 +7,7 @@ children, such as `nn.SyncBatchNorm.convert_sync_batchnorm`, still find it.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -190,15 +190,15 @@ def _keys_to_the_host(
     errors: list[str],
 ) -> None:
     """Pre-load hook: pass every key that is not the block's to the matched module."""
-    assert isinstance(module, Inserted)
-    site = module.attnzoo_site
+    inserted = cast(Inserted, module)
+    site = inserted.attnzoo_site
     own = (f"{prefix}{site.key}.", f"{prefix}{site.gain}")
     theirs = [k for k in state_dict if k.startswith(prefix) and not k.startswith(own)]
     found = {key[len(prefix) :]: state_dict.pop(key) for key in theirs}
     if site.how != "instead":
         state_dict.update({f"{prefix}{HOST}.{key}": value for key, value in found.items()})
     elif found:
-        extra = host(module).load_state_dict(found, strict=False).unexpected_keys
+        extra = host(inserted).load_state_dict(found, strict=False).unexpected_keys
         unexpected.extend(prefix + key for key in extra)
 
 

@@ -159,9 +159,9 @@ def _to_meta(value: Any) -> Any:
 
 def _channels(module: nn.Module) -> Channels | None:
     """The output channels of a convolution, norm or linear layer; None for other modules."""
-    if isinstance(module, _torch.CONVOLUTIONS):
+    if isinstance(module, _torch.Convolution):
         return Channels(module.out_channels, 1)
-    if isinstance(module, (_torch.BATCH_NORMS, _torch.INSTANCE_NORMS)):
+    if isinstance(module, (_torch.BatchNorm, _torch.InstanceNorm)):
         return Channels(module.num_features, 1)
     if isinstance(module, nn.GroupNorm):
         return Channels(module.num_channels, 1)

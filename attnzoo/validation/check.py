@@ -14,7 +14,6 @@ from .._torch import autocast_dtype
 from .messages import shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MOST_LAYERS = 1000
 _LAYOUT_AXES = {
     "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
@@ -51,24 +50,6 @@ def sizes(**values: Sequence[int]) -> None:
         positive(**{f"{name}[{i}]": item for i, item in enumerate(items)})
 
 
-def odd(**values: int) -> None:
-    """Each value is an odd int of at least 1, such as the size of a centered kernel."""
-    positive(**values)
-    for name, value in values.items():
-        if value % 2 == 0:
-            raise ValueError(
-                f"{name}={value} must be odd; the nearest are {value - 1}, {value + 1}"
-            )
-
-
-def layers(**values: int) -> None:
-    """Each value is a number of layers to build, from 1 to `MOST_LAYERS`."""
-    positive(**values)
-    for name, value in values.items():
-        if value > MOST_LAYERS:
-            raise ValueError(f"{name}={value} must be at most {MOST_LAYERS}")
-
-
 def divides(*, by: str, of: str, **values: int) -> int:
     """The quotient `of / by`, both named: `divides(of="c", by="heads", c=c, heads=heads)`."""
     positive(**values)
@@ -92,20 +73,6 @@ def reduced(c: int, reduction: int, *, name: str = "c") -> int:
             f"take reduction={c} or less, or {name}={reduction} or more"
         )
     return c // reduction
-
-
-def fraction(**values: float) -> None:
-    """Each value is a probability below one, as a dropout rate is."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must be at least 0 and below 1")
-
-
-def within(low: float, high: float, **values: float) -> None:
-    """Each value is at least `low` and at most `high`."""
-    for name, value in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value} must be at least {low} and at most {high}")
 
 
 def flag(**values: object) -> None:

@@ -7,17 +7,28 @@ from attnzoo import capabilities
 
 from matrix import DOCUMENT, Matrix, document, ours
 
-NOT_YET_RUN = 9  # cells of new blocks whose slow tests have no outcome yet
+# Cells of new blocks whose slow tests fail or have no outcome yet; an empty set is the aim.
+NOT_RECORDED = {
+    ("carafe_stack", "inductor"),
+    ("gate_exchange", "inductor"),
+    ("implicit", "onnx_dynamic"),
+    ("jbu_stack", "inductor"),
+    ("mix_attention", "inductor"),
+    ("ms_cam", "inductor"),
+    ("psa", "inductor"),
+    ("resize_conv", "inductor"),
+    ("utae_aggregator", "dynamic"),
+}
 
 
 def test_every_cell_is_recorded() -> None:
     recorded = capabilities.recorded()
     assert list(recorded) == [name for name in attnzoo.names() if ours(name)]
-    absent = 0
+    absent = set()
     for block, row in recorded.items():
         assert list(row) == [c for c in capabilities.CAPABILITIES if c in row], block
-        absent += len(capabilities.CAPABILITIES) - len(row)
-    assert absent <= NOT_YET_RUN
+        absent |= {(block, c) for c in capabilities.CAPABILITIES if c not in row}
+    assert absent == NOT_RECORDED
 
 
 def test_the_document_is_that_of_the_cells() -> None:

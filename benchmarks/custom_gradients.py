@@ -27,6 +27,7 @@ from torch import Tensor
 import attnzoo
 from attnzoo import InputSize
 from attnzoo.autograd import Pair, custom_gradient, reference_forms
+from attnzoo.cost.counter import saved_bytes
 from attnzoo.registry import find
 from attnzoo.testing.inputs import call, make_inputs, tensors
 
@@ -216,23 +217,6 @@ def _seconds(step: Callable[[], None], calls: int) -> float:
     for _ in range(calls):
         step()
     return (time.process_time() - start) / calls
-
-
-def saved_bytes(side: Callable[[], list[Tensor]], leaves: list[Tensor]) -> int:
-    """Bytes of the distinct storages kept for the backward pass beside what was given."""
-    given = {t.untyped_storage().data_ptr() for t in leaves}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = side()
-    del outputs
-    return sum(kept.values())
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -205,11 +205,11 @@ class MixAttention(nn.Module):
 
 def average(x: Tensor, cell: int) -> Tensor:
     """Means over cells of side `cell`; those at the border are of the pixels that exist."""
-    return F.avg_pool2d(x, cell, ceil_mode=True) if cell > 1 else x
+    # Without padding the last argument changes nothing, but inductor's gradient is wrong with True.
+    return F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False) if cell > 1 else x
 
 
-def _image(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, H W, C) to (B, C, H, W)."""
+def _image(tokens: Tensor, grid: Grid) -> Tensor:  # (B, H W, C) to (B, C, H, W)
     return torch.unflatten(tokens.mT, 2, grid)
 
 

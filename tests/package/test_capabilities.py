@@ -11,7 +11,6 @@ from matrix import DOCUMENT, Matrix, document, ours
 NOT_RECORDED = {
     ("carafe_stack", "inductor"),
     ("implicit", "onnx_dynamic"),
-    ("mix_attention", "inductor"),
     ("utae_aggregator", "dynamic"),
 }
 

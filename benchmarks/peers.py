@@ -9,7 +9,6 @@ least of their times over the least of ours: above 1, we are faster.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo.bench.compare.interleave import interleave
 from attnzoo.bench.timing import sample
+from attnzoo.reference.closeness import half_the_digits, relative_errors, root_mean_square
 from attnzoo.registry import Entry, Inputs, find
 from attnzoo.testing.inputs import call, leaves, make_inputs, tensors
 
@@ -152,11 +152,9 @@ def agreement(sides: Pair, blocks: Pair, inputs: Inputs) -> str:
     )
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return "differs in shape"
-    error = max(
-        float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-12))
-        for a, b in zip(ours, theirs, strict=True)
-    )
-    equal = error <= math.sqrt(torch.finfo(ours[0].dtype).eps)
+    found, wanted = ({str(i): t for i, t in enumerate(side)} for side in (ours, theirs))
+    error = max(relative_errors(found, wanted, size=root_mean_square).values())
+    equal = error <= half_the_digits(ours[0].dtype)
     return "equal" if equal else f"differs by {error:.1e}"
 
 

@@ -4,7 +4,7 @@ import copy
 import gc
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,12 @@ from torch import Tensor, nn
 
 from ..autograd import reference_forms
 from ..reference.cases import verify
+from ..reference.closeness import (
+    differences,
+    half_the_digits,
+    relative_errors,
+    root_mean_square,
+)
 from ..registry import Entry, build
 from ..testing import gradcheck
 from ..testing.inputs import arguments, leaves, tensors
@@ -22,7 +28,7 @@ from .settings import Settings
 DRAWS = 32  # of random roundings at most
 MARGIN = 2  # times as far as those move the reference form, a right block may be off
 CALLS = 4  # of a training step, while memory is watched
-Results = dict[str, dict[str, Tensor | None]]  # by kind, then by name
+Results = dict[str, dict[str, Tensor | None]]  # a group of each kind, by name
 
 
 class WrongResultError(RuntimeError):
@@ -56,7 +62,7 @@ def check(entry: Entry, config: dict[str, Any], bound: Bound, settings: Settings
                 f"{entry.name} is not timed: reference case {verdict.case!r} is off by "
                 f"{verdict.error:.1e} in {verdict.worst}"
             )
-    limit = math.sqrt(torch.finfo(settings.computed).eps)
+    limit = half_the_digits(settings.computed)
     twin = build(entry.name, **config, dtype=torch.float64, device="cpu")
     worst = max(_compare(entry, bound, twin, train, settings, limit) for train in (False, True))
     for name, error in () if verdicts else gradcheck.errors(twin, bound.inputs, bound.grads):
@@ -130,7 +136,7 @@ def _errors_of(
     state = copy.deepcopy(twin.state_dict())
     found = _found(entry, bound, train, settings)
     wanted = _reference(entry, bound, twin, train, settings)
-    errors = dict(_errors(found, wanted, {}))
+    errors = _errors(found, wanted, {})
     noise: dict[str, float] = {}
     for seed in range(DRAWS):
         if not any(limit < error < math.inf for error in errors.values()):
@@ -138,10 +144,12 @@ def _errors_of(
         twin.load_state_dict(state)
         with StochasticRounding(settings.computed, seed, SLACK[settings.computed]):
             rounded = _reference(entry, bound, twin, train, settings)
-        for what, size in _differences(rounded, wanted):
-            if math.isfinite(size):
-                noise[what] = max(noise.get(what, 0.0), MARGIN * size / limit)
-        errors = dict(_errors(found, wanted, noise))
+        for kind in wanted:
+            moved = differences(rounded[kind], wanted[kind], size=root_mean_square)
+            for what, size in moved.items():
+                if math.isfinite(size):
+                    noise[what] = max(noise.get(what, 0.0), MARGIN * size / limit)
+        errors = _errors(found, wanted, noise)
     return errors
 
 
@@ -198,46 +206,21 @@ def _same_dtype(entry: Entry, outputs: list[Tensor], settings: Settings) -> None
 
 def _results(output: Any, grads: dict[str, Tensor | None], block: nn.Module) -> Results:
     return {
-        "output": _named(list(tensors(output))),
-        "gradient of": {k: g for k, g in grads.items() if k.startswith("input")},
-        "gradient of the": {k: g for k, g in grads.items() if k.startswith("parameter")},
-        "buffer": dict(block.named_buffers()),
+        "outputs": {f"output {i}": t for i, t in enumerate(tensors(output))},
+        "of inputs": {f"gradient of {k}": g for k, g in grads.items() if k.startswith("input")},
+        "of parameters": {
+            f"gradient of the {k}": g for k, g in grads.items() if k.startswith("parameter")
+        },
+        "buffers": {f"buffer {k}": t for k, t in block.named_buffers()},
     }
 
 
-def _named(outputs: list[Tensor]) -> dict[str, Tensor | None]:
-    return {str(i): output for i, output in enumerate(outputs)}
-
-
-def _errors(
-    found: Results, wanted: Results, noise: Mapping[str, float]
-) -> Iterator[tuple[str, float]]:
-    """Each result's error relative to its own size, or to its noise where that is larger.
-
-    Infinite where one side lacks it, its shape differs or it is not finite. A tensor smaller than
-    a thousandth of the largest of its kind is compared with that size: a gradient that is zero but
-    for rounding has no digits of its own.
-    """
-    for kind, theirs in wanted.items():
-        sizes = {key: _size(t) for key, t in theirs.items() if t is not None}
-        floor = 1e-3 * max(sizes.values(), default=0.0)
-        for what, error in _differences({kind: found[kind]}, {kind: theirs}):
-            scale = max(sizes.get(what.removeprefix(f"{kind} "), 0.0), floor, noise.get(what, 0.0))
-            relative = error / scale if error and scale else error
-            yield what, relative if math.isfinite(relative) else math.inf
-
-
-def _differences(found: Results, wanted: Results) -> Iterator[tuple[str, float]]:
-    for kind, theirs in wanted.items():
-        for key in dict.fromkeys([*theirs, *found[kind]]):
-            ours, right = found[kind].get(key), theirs.get(key)
-            if ours is None and right is None:
-                continue
-            if ours is None or right is None or ours.shape != right.shape:
-                yield f"{kind} {key}", math.inf
-            else:
-                yield f"{kind} {key}", _size(ours.detach().to("cpu", torch.float64) - right)
-
-
-def _size(tensor: Tensor) -> float:
-    return float(tensor.detach().double().square().mean().sqrt()) if tensor.numel() else 0.0
+def _errors(found: Results, wanted: Results, noise: Mapping[str, float]) -> dict[str, float]:
+    """Each result's error relative to its own size, or to its noise where that is larger."""
+    return {
+        what: error
+        for kind in wanted
+        for what, error in relative_errors(
+            found[kind], wanted[kind], size=root_mean_square, noise=noise
+        ).items()
+    }

@@ -6,7 +6,7 @@ BatchNorm buffers.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..registry import find, names
 from ..weights.upstream import from_upstream, upstream_keys
+from .closeness import relative_errors
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 1e-9  # relative to a tensor's largest value; float64 rounding is near 1e-15
@@ -116,7 +117,7 @@ class Case:
     def verdict(self) -> Verdict:
         """Re-run the case and compare every stored result, whole tensors."""
         found = self.run(self.build())
-        errors = dict(self._errors(found))
+        errors = self._errors(found)
         worst = max(errors, key=lambda key: errors[key])
         return Verdict(
             block=self.block,
@@ -128,24 +129,13 @@ class Case:
             notes=self.notes,
         )
 
-    def _errors(self, found: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-        """The relative error of each stored result; infinite if ours is missing or misshapen.
-
-        A gradient that is zero except for rounding, such as that of a bias before BatchNorm, is
-        compared relative to a thousandth of the largest gradient of its kind instead of its own
-        size: such rounding errors reach 1e-13 of the largest gradient in either implementation.
-        """
+    def _errors(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+        """The relative error of each stored result; infinite if ours is missing or misshapen."""
+        errors: dict[str, float] = {}
         for kind in ("output", "grad_input", "grad_weight", "after"):
-            stored = self.part(kind)
-            largest = max((float(t.abs().max()) for t in stored.values() if t.numel()), default=0.0)
-            for key, wanted in stored.items():
-                ours = found.get(f"{kind}.{key}")
-                if ours is None or ours.shape != wanted.shape:
-                    yield f"{kind}.{key}", float("inf")
-                elif wanted.numel():
-                    scale = max(float(wanted.abs().max()), 1e-3 * largest, 1e-30)
-                    error = float((ours.double() - wanted.double()).abs().max()) / scale
-                    yield f"{kind}.{key}", error if error == error else float("inf")
+            wanted = {f"{kind}.{key}": tensor for key, tensor in self.part(kind).items()}
+            errors |= relative_errors({key: found.get(key) for key in wanted}, wanted)
+        return errors
 
 
 def arrange(inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..reference.closeness import FLOOR
 from ..registry import Inputs
 from .inputs import arguments, leaves, tensors
 
@@ -51,7 +52,7 @@ def errors(block: nn.Module, inputs: Inputs, grads: list[Tensor]) -> Iterator[tu
         way = _unit(slope) + _unit(torch.randn(part.shape, dtype=torch.float64))
         reach = STEP * max(1.0, float(part.detach().norm()))
         rise = (height(part, way, reach) - height(part, way, -reach)) / (2 * reach)
-        size = max(float(slope.norm()), 1e-3 * largest, STEP)
+        size = max(float(slope.norm()), FLOOR * largest, STEP)
         yield name, abs(rise - float((slope * way).sum())) / size
 
 

@@ -13,9 +13,8 @@ from attnzoo import adaptive_conv
 from attnzoo.autograd import reference_forms, windows
 from attnzoo.ops.windows import fine_map
 from attnzoo.reference.cases import FOLDER
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.work import saved_bytes
-
-from tolerances import assert_close
 
 SHAPE = {"B": 2, "G": 2, "D": 7, "S": 4, "H": 11, "W": 9}  # large enough for the passes by hand
 

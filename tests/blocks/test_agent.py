@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_normal, assert_uniform
+from attnzoo.testing.inputs import randomize_parameters
 
-from contract import randomize_parameters, step
-from tolerances import assert_close
+from contract import step
 
 CONFIGS: list[dict[str, Any]] = [
     {"window": (6, 4)},

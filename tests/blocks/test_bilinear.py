@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 import attnzoo
-
-from tolerances import assert_close
+from attnzoo.testing.closeness import assert_close
 
 
 def at(x: Tensor, i: int, j: int, h: int, w: int) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.registry import find
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import call, leaves, tensors
 
-from contract import ODD, blocks, made, step, wanting_grad
-from tolerances import assert_close
+from contract import ODD, blocks, made, step
 
 pytestmark = blocks
 
@@ -44,10 +44,10 @@ def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
     _, block, inputs = made(name, dtype=torch.float64)
     found = []
     for context in (contextlib.nullcontext, reference_forms):
-        leaves = wanting_grad(inputs)
-        wanted = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
+        points = leaves(inputs)
+        wanted = [t for t in (*tensors(points), *block.parameters()) if t.requires_grad]
         with context():
-            loss = sum(t.square().sum() for t in tensors(call(block, leaves)))
+            loss = sum(t.square().sum() for t in tensors(call(block, points)))
             bare = torch.autograd.grad(loss, wanted, retain_graph=True)
             first = torch.autograd.grad(loss, wanted, create_graph=True)
             again = sum((g * torch.linspace(0, 1, g.numel()).view_as(g)).sum() for g in first)
@@ -59,7 +59,7 @@ def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
 
 def test_outputs_take_a_residual_in_place(name: str) -> None:
     _, block, inputs = made(name, ODD)
-    output = next(tensors(call(block, wanting_grad(inputs))))
+    output = next(tensors(call(block, leaves(inputs))))
     residual = torch.randn_like(output)
     assert torch.equal(output.detach() + residual, output.add_(residual).detach())
 

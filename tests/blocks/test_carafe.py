@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
 
 from distributions import assert_normal, assert_uniform
-from tolerances import assert_close
 
 
 def by_pixels(block: nn.Module, x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
 
 from contract import assert_steps_equal, made, step
-from tolerances import assert_close
 
 POOLINGS = {
     "avg": lambda x: F.avg_pool2d(x, x.shape[2:]),

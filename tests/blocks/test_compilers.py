@@ -8,10 +8,10 @@ import torch
 from torch.fx.experimental import _config as fx_config
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import make_inputs
 
 from contract import ODD, blocks, call_like, made, step
-from tolerances import assert_close
 
 pytestmark = blocks
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_normal, assert_uniform
-
-from contract import randomize_parameters
-from tolerances import assert_close
+from attnzoo.testing.inputs import randomize_parameters
 
 
 def made(**config: object) -> torch.nn.Module:

@@ -11,11 +11,11 @@ from torch.autograd import forward_ad
 import attnzoo
 from attnzoo.autograd import Pair, custom_gradient, reference_forms
 from attnzoo.ops import chunks
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import call, tensors
 
 from contract import ODD, blocks, made
 from custom_gradients import recorded
-from tolerances import assert_close
 
 calls: list[str] = []
 

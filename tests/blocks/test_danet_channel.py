@@ -7,9 +7,9 @@ from torch import Tensor
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.closeness import assert_close
 
 from contract import made, step
-from tolerances import assert_close
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (14, 9)])

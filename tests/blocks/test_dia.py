@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.registry import find
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
+from attnzoo.testing.inputs import randomize_parameters
 from attnzoo.testing.work import work
 
-from contract import ODD, made, randomize_parameters, step
-from tolerances import assert_close
+from contract import ODD, made, step
 
 SCALES = [(0.4, 0.1), (0.1, 0.4), (1.0, 1.0), (0.0, -2.5)]
 

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
+from attnzoo.testing.inputs import randomize_parameters
 from attnzoo.testing.work import work
 
-from contract import made, randomize_parameters
-from tolerances import assert_close
+from contract import made
 
 CONFIGS = [
     {"kernels": kernels, "dilation": dilation, "gated": gated, "padding": padding}

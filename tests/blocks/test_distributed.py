@@ -26,12 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attnzoo
 from attnzoo.registry import Inputs, find
-from attnzoo.testing.inputs import call, samples, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import arguments, call, leaves, samples, tensors
 
-from contract import arranged, blocks, made, wanting_grad
+from contract import blocks, made
 from matrix import Cell
 from ranks import WORLD, RankError, Ranks, ranks
-from tolerances import assert_close
 
 BATCH = attnzoo.InputSize(batch=3 * WORLD, steps=13, height=9, width=11)
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -245,13 +245,13 @@ def gradients(block: nn.Module, inputs: Inputs, replica: nn.Module | None = None
     """Outputs and every gradient of a loss that is a sum over the samples."""
     torch.manual_seed(0)  # dropout
     block.zero_grad()
-    leaves = wanting_grad(inputs)
-    positional, keywords = arranged(block, leaves)
+    points = leaves(inputs)
+    positional, keywords = arguments(block, points)
     outputs = list(tensors((replica or block)(*positional, **keywords)))
     sum((3 * output).sin().sum() for output in outputs).backward()
     return {
         "outputs": [output.detach() for output in outputs],
-        "inputs": [t.grad for t in tensors(leaves) if t.grad is not None],
+        "inputs": [t.grad for t in tensors(points) if t.grad is not None],
         "parameters": {key: _whole(p.grad) for key, p in block.named_parameters()},
     }
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 
 from contract import assert_steps_equal, made
 from distributions import assert_uniform
-from tolerances import assert_close
 
 
 def formula(block: nn.Module, x: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 
 from contract import assert_steps_equal, made
 from distributions import assert_uniform
-from tolerances import assert_close
 
 
 def formula(block: nn.Module, x: Tensor) -> Tensor:

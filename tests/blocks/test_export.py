@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnzoo.registry import Inputs, InputSize, find
-from attnzoo.testing.inputs import call, make_inputs, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import arguments, call, make_inputs, tensors
 
-from contract import ODD, arranged, blocks, call_like, made, step
-from tolerances import assert_close
+from contract import ODD, blocks, call_like, made, step
 
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 OPSET = 20
@@ -92,11 +92,11 @@ def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
     def run(parameters: dict[str, Tensor], *args: Any) -> Any:
         return torch.func.functional_call(block, parameters, args[0], args[1])
 
-    graph = make_fx(run)(parameters, *arranged(block, inputs))
+    graph = make_fx(run)(parameters, *arguments(block, inputs))
     block.load_state_dict(state)
     wanted = step(block, inputs)
     block.load_state_dict(state)
-    found = step(block, inputs, lambda leaves: graph(parameters, *arranged(block, leaves)))
+    found = step(block, inputs, lambda leaves: graph(parameters, *arguments(block, leaves)))
     assert_close(found, wanted)
 
 
@@ -105,7 +105,7 @@ def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
 @pytest.mark.capability("onnx")
 def test_onnx_of_one_size_gives_eager_outputs(name: str) -> None:
     _, block, inputs = made(name, ODD)
-    positional, keywords = arranged(block, inputs)
+    positional, keywords = arguments(block, inputs)
     program = torch.export.export(block, positional, keywords)
     assert_close(
         in_onnxruntime(block, onnx_of(program), inputs), list(tensors(call(block, inputs)))
@@ -162,7 +162,7 @@ def test_a_decomposed_batch_norm_does_not_train_in_torch_itself() -> None:
 def exported(name: str, train: bool) -> tuple[nn.Module, ExportedProgram]:
     """The block and its export with every size dynamic that can be; in float64 where it trains."""
     _, block, inputs = made(name, ODD, torch.float64 if train else torch.float32, train)
-    positional, keywords = arranged(block, inputs)
+    positional, keywords = arguments(block, inputs)
     shapes = {
         key: _dynamic(inputs[key])
         for key in inspect.signature(block.forward).parameters
@@ -207,7 +207,7 @@ def onnx_of(program: ExportedProgram) -> onnxruntime.InferenceSession:
 def in_onnxruntime(
     block: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs
 ) -> list[Tensor]:
-    feeds = [tensor.numpy() for tensor in tensors(*arranged(block, inputs))]
+    feeds = [tensor.numpy() for tensor in tensors(*arguments(block, inputs))]
     names = [each.name for each in session.get_inputs()]
     found = session.run(None, dict(zip(names, feeds, strict=True)))
     return [torch.from_numpy(array) for array in found]

@@ -19,10 +19,10 @@ from torch import nn
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.registry import Inputs, find
-from attnzoo.testing.inputs import make_inputs, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import make_inputs, randomize_parameters, tensors
 
-from contract import blocks, randomize_parameters
-from tolerances import assert_close
+from contract import blocks
 
 PACKAGE = Path(attnzoo.__file__).parent
 LARGEST = 20_000  # numbers in an input; larger ones are legal, and take the time of legal things

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 
 from contract import assert_steps_equal, made
 from distributions import assert_normal, assert_uniform
-from tolerances import assert_close
 
 FORMS = [
     {"pooling": pooling, "fusion": fusion}

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.registry import Entry, Inputs, InputSize, find
-from attnzoo.testing.inputs import call, samples, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import call, leaves, map_tensors, samples, tensors
 
-from contract import ODD, SINGLE, SMALL, blocks, each, first, made, step, wanting_grad
+from contract import ODD, SINGLE, SMALL, blocks, made, step
 from matrix import Cell
-from tolerances import assert_close
 
 pytestmark = blocks
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -33,7 +33,7 @@ def whole_step(block: nn.Module, inputs: Inputs) -> None:
 @pytest.mark.capability("batch")
 def test_batches_of_one_and_none(name: str, train: bool, cell: Cell) -> None:
     _, block, inputs = made(name, SINGLE, train=train)
-    nothing = first(block, inputs, 0)
+    nothing = samples(block, inputs, slice(0))
     try:
         whole_step(block, inputs)
     except ValueError as error:
@@ -65,7 +65,7 @@ def test_any_size(name: str, cell: Cell) -> None:
     _, block, inputs = made(name, at)
     if shapes(made(name, larger)[2]) == shapes(inputs):  # example inputs of one size alone
         with pytest.raises(ValueError) as refusal:
-            call(block, each(inputs, grown))
+            call(block, map_tensors(grown, inputs))
         cell.refused(refusal.value)
         return
     refused = []
@@ -102,9 +102,11 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_strides_do_not_matter(name: str, kind: str) -> None:
     _, block, inputs = made(name, ODD)
     change = STRIDES[kind]
-    found = step(block, inputs, lambda leaves: call(block, each(leaves, change)))
+    found = step(block, inputs, lambda points: call(block, map_tensors(change, points)))
     plain = step(
-        block, inputs, lambda leaves: call(block, each(leaves, lambda t: change(t).contiguous()))
+        block,
+        inputs,
+        lambda points: call(block, map_tensors(lambda t: change(t).contiguous(), points)),
     )
     assert_close(found, plain)
 
@@ -124,12 +126,12 @@ def test_channels_last_is_kept(name: str, cell: Cell) -> None:
         state = copy.deepcopy(block.state_dict())
         wanted = step(block, inputs)
         block.load_state_dict(state)
-        found = step(block, each(inputs, _channels_last))
+        found = step(block, map_tensors(_channels_last, inputs))
         # A bias in front of train-mode BatchNorm has no gradient but rounding: float64 has less.
         if not train or dtype == torch.float64:
             assert_close(found, wanted)
         with torch.no_grad():
-            quick = tensors(call(block, each(inputs, _channels_last)))
+            quick = tensors(call(block, map_tensors(_channels_last, inputs)))
         for output in (*found["outputs"], *quick):
             kept = output.is_contiguous(memory_format=torch.channels_last)
             assert output.ndim != 4 or kept, (train, output.stride())
@@ -145,7 +147,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 def test_what_wants_no_gradient(name: str) -> None:
     _, block, inputs = made(name, ODD)
     wanted = step(block, inputs)
-    found = step(block, inputs, lambda leaves: call(block, each(leaves, Tensor.detach)))
+    found = step(block, inputs, lambda points: call(block, map_tensors(Tensor.detach, points)))
     assert not found["inputs"]
     assert_close(found["parameters"], wanted["parameters"])
     for context in (torch.no_grad(), torch.inference_mode()):
@@ -160,15 +162,15 @@ def test_what_wants_no_gradient(name: str) -> None:
 @pytest.mark.capability("untouched")
 def test_inputs_and_state_are_left_alone(name: str, train: bool) -> None:
     _, block, inputs = made(name, ODD, train=train)
-    leaves = wanting_grad(inputs)
+    points = leaves(inputs)
     before, state = copy.deepcopy(inputs), copy.deepcopy(block.state_dict())
-    versions = [t._version for t in tensors(leaves)]
-    sum(t.square().sum() for t in tensors(call(block, leaves))).backward()
-    assert [t._version for t in tensors(leaves)] == versions
+    versions = [t._version for t in tensors(points)]
+    sum(t.square().sum() for t in tensors(call(block, points))).backward()
+    assert [t._version for t in tensors(points)] == versions
     with torch.no_grad():
-        call(block, leaves)
-    assert [t._version for t in tensors(leaves)] == versions
-    same(leaves, before)
+        call(block, points)
+    assert [t._version for t in tensors(points)] == versions
+    same(points, before)
     for key, value in block.state_dict().items():
         running = train and key.endswith(("running_mean", "running_var", "num_batches_tracked"))
         assert running or torch.equal(value, state[key]), key
@@ -183,12 +185,12 @@ def test_a_sample_does_not_see_its_batch(name: str, value: float) -> None:
         if tensor.is_floating_point():
             tensor.fill_(value)
 
-    alone = list(tensors(call(block, first(block, inputs, 1))))
-    poisoned = each(inputs, Tensor.clone)
-    each(samples(block, poisoned, slice(1, None)), poison)
+    alone = list(tensors(call(block, samples(block, inputs, slice(1)))))
+    poisoned = map_tensors(Tensor.clone, inputs)
+    map_tensors(poison, samples(block, poisoned, slice(1, None)))
     for others in (inputs, poisoned):
         for train_step in (False, True):
-            together = tensors(call(block, wanting_grad(others) if train_step else others))
+            together = tensors(call(block, leaves(others) if train_step else others))
             assert_close([t.detach()[:1] for t in together], alone)
 
 

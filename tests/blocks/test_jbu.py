@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
 
 from distributions import assert_uniform
-from tolerances import assert_close
 
 
 def made(c: int = 3, **config: object) -> nn.Module:

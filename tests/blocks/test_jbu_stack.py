@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
 
 from distributions import assert_uniform
-from tolerances import assert_close
 
 names = pytest.mark.parametrize("name", ["jbu_stack", "jbu_one"])
 SMALL = {"guidance": 2, "key_dim": 4, "radius": 1}

@@ -13,9 +13,8 @@ from attnzoo.autograd import reference_forms
 from attnzoo.autograd.causal_conv import causal_conv
 from attnzoo.autograd.selective_scan import CHUNK, selective_scan
 from attnzoo.ops.causal_conv import causal_conv as reference_conv
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
-
-from tolerances import assert_close
 
 
 def leaves_of(samples: int, steps: int, inner: int, state: int) -> list[Tensor]:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import make_inputs
 
 from contract import made
-from tolerances import assert_close
 
 DIMS = (16, 12, 8, 4)
 

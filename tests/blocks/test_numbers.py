@@ -9,11 +9,11 @@ from torch import nn
 
 import attnzoo
 from attnzoo.registry import Inputs
-from attnzoo.testing.inputs import call, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import call, leaves, map_tensors, tensors
 
-from contract import ODD, blocks, each, made, step, wanting_grad
+from contract import ODD, blocks, made, step
 from matrix import Cell
-from tolerances import assert_close
 
 pytestmark = blocks
 FEW = attnzoo.InputSize(
@@ -25,11 +25,11 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.capability("gradcheck")
 def test_gradients_are_derivatives(name: str) -> None:
     _, block, inputs = made(name, FEW, dtype=torch.float64)
-    leaves = wanting_grad(inputs)
-    points = [t for t in (*tensors(leaves), *block.parameters()) if t.requires_grad]
+    wanting = leaves(inputs)
+    points = [t for t in (*tensors(wanting), *block.parameters()) if t.requires_grad]
 
     def run(*_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensors(call(block, leaves)))
+        return tuple(tensors(call(block, wanting)))
 
     assert torch.autograd.gradcheck(run, points, fast_mode=True, atol=1e-6)
     assert torch.autograd.gradgradcheck(run, points, fast_mode=True, atol=1e-4)
@@ -62,9 +62,9 @@ def test_autocast_runs_and_trains(name: str, dtype: torch.dtype) -> None:
     _, block, inputs = made(name, ODD)
     wanted = step(block, inputs)
 
-    def run(leaves: Inputs) -> Any:
+    def run(points: Inputs) -> Any:
         with torch.autocast("cpu", dtype):
-            return call(block, leaves)
+            return call(block, points)
 
     found = step(block, inputs, run)
     assert all(t.isfinite().all() for t in tensors(found))
@@ -122,7 +122,7 @@ def largest_scale(name: str, dtype: torch.dtype) -> str:
 
 def mean_step(block: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """Outputs over their number, as a mean loss has them, and the gradients of that."""
-    return step(block, inputs, lambda leaves: [o / o.numel() for o in tensors(call(block, leaves))])
+    return step(block, inputs, lambda points: [o / o.numel() for o in tensors(call(block, points))])
 
 
 def assert_too_large(true: dict[str, Any], found: dict[str, Any], scale: str) -> None:
@@ -140,4 +140,4 @@ def scaled(inputs: Inputs, factor: float, dtype: torch.dtype) -> Inputs:
     def change(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor * factor).to(dtype) if tensor.is_floating_point() else tensor
 
-    return each(inputs, change)
+    return map_tensors(change, inputs)

@@ -18,10 +18,11 @@ from attnzoo.autograd.pyramid_attention import pyramid_attention
 from attnzoo.blocks.pyraformer import PyramidAttention
 from attnzoo.ops import pyramid as pyramid_module
 from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
+from attnzoo.testing.inputs import randomize_parameters
 
-from contract import randomize_parameters, step
-from tolerances import assert_close
+from contract import step
 
 CPU = torch.device("cpu")
 PYRAMIDS = [

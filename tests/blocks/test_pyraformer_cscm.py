@@ -5,10 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
-
-from contract import randomize_parameters
-from tolerances import assert_close
+from attnzoo.testing.inputs import randomize_parameters
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

@@ -9,10 +9,11 @@ from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
+from attnzoo.testing.inputs import randomize_parameters
 
-from contract import randomize_parameters, step
-from tolerances import assert_close
+from contract import step
 
 CONFIGS = [
     {"c": 16},

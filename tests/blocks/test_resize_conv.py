@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 import attnzoo
 from attnzoo import InputSize
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
 
 from distributions import assert_uniform
-from tolerances import assert_close
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4])

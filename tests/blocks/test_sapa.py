@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import InputSize
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
 
 from distributions import assert_normal
-from tolerances import assert_close
 
 MODES = ("encoder_only", "cat", "gate")
 

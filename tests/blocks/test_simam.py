@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 
 from contract import assert_steps_equal, made
-from tolerances import assert_close
 
 
 def formula(x: Tensor, e_lambda: float) -> Tensor:

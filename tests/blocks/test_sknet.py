@@ -7,9 +7,8 @@ import torch
 from timm.layers import SelectiveKernel
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
-
-from tolerances import assert_close
 
 FORMS = [
     {"c": 32},

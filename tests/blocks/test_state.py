@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.registry import Inputs
-from attnzoo.testing.inputs import batch_axis, call, samples, tensors
+from attnzoo.testing.closeness import assert_close
+from attnzoo.testing.inputs import arguments, batch_axis, call, map_tensors, samples, tensors
 
-from contract import ODD, arranged, blocks, each, made, step
-from tolerances import assert_close
+from contract import ODD, blocks, made, step
 
 pytestmark = blocks
 
@@ -73,7 +73,7 @@ def test_functional_calls_and_per_sample_gradients(name: str) -> None:
     def one(state: dict[str, Tensor], sample: Inputs) -> list[Tensor]:
         batch: Inputs = {}
         for key, axis in axes.items():
-            batch |= each({key: sample[key]}, lambda t, axis=axis: t.unsqueeze(axis))
+            batch |= map_tensors(lambda t, axis=axis: t.unsqueeze(axis), {key: sample[key]})
         return [t[0] for t in tensors(_outputs(block, state, batch))]
 
     def loss(state: dict[str, Tensor], sample: Inputs) -> Tensor:
@@ -97,7 +97,7 @@ def _height(outputs: Any) -> Tensor:
 
 
 def _outputs(block: torch.nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
-    return functional_call(block, state, *arranged(block, inputs))
+    return functional_call(block, state, *arguments(block, inputs))
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -113,7 +113,7 @@ def test_checkpointing_changes_nothing(name: str, reentrant: bool, train: bool) 
 
         def again(*given: Tensor) -> Any:
             rest = iter(given)
-            return call(block, each(leaves, lambda _: next(rest)))
+            return call(block, map_tensors(lambda _: next(rest), leaves))
 
         return checkpoint(again, *flat, use_reentrant=reentrant)
 

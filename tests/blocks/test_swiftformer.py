@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_normal, assert_uniform
+from attnzoo.testing.inputs import randomize_parameters
 
-from contract import randomize_parameters, step
-from tolerances import assert_close
+from contract import step
 
 CONFIGS = [
     {"c": 8},

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
-
-from contract import randomize_parameters
-from tolerances import assert_close
+from attnzoo.testing.inputs import randomize_parameters
 
 C, T = 12, 9
 

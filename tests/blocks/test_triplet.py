@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.autograd import reference_forms
+from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import saved_bytes
 
 from contract import assert_steps_equal, made, step
-from tolerances import assert_close
 
 
 def authors(block: nn.Module, x: Tensor) -> Tensor:

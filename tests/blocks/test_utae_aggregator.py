@@ -6,8 +6,7 @@ from torch import Tensor
 
 import attnzoo
 from attnzoo.blocks.utae_aggregator import resize
-
-from tolerances import assert_close
+from attnzoo.testing.closeness import assert_close
 
 MODES = ("att_group", "att_mean", "mean")
 

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnzoo
 from attnzoo.insertion.host import Inserted, enclosed
 from attnzoo.registry import find
-
-from contract import randomize_parameters
+from attnzoo.testing.inputs import randomize_parameters
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 SERIES = torch.randn(2, 24, 7, generator=torch.Generator().manual_seed(0))

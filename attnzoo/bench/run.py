@@ -45,7 +45,7 @@ def row(job: Job) -> Row:
         config = entry.bind(**job.config)
         torch.manual_seed(0)
         block = build(job.block, **config, device=settings.device, dtype=settings.stored)
-        randomize_parameters(block)
+        randomize_parameters(block, by_fan_in=True)
         inputs = make_inputs(entry, config, job.at, device=settings.device, dtype=settings.stored)
         if settings.channels_last:
             inputs = to_channels_last(entry, block, inputs)

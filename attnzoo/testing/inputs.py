@@ -55,19 +55,20 @@ def batch_axis(block: nn.Module, key: str) -> int:
     return axes.get(key, 0)
 
 
-def randomize_parameters(block: nn.Module) -> None:
+def randomize_parameters(block: nn.Module, *, by_fan_in: bool = False) -> None:
     """Add noise to every parameter, since a gate initialized to zero would hide errors.
 
-    The noise has a standard deviation of 0.1, or less in layers with a large fan-in: sums that
-    grow with the width would saturate a softmax, and the denormal numbers that result are a
-    hundred times as slow.
+    The noise has a standard deviation of 0.1. With `by_fan_in` it has less in layers with a large
+    fan-in: sums that grow with the width would saturate a softmax, and the denormal numbers that
+    result are a hundred times as slow.
     """
     generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
         for parameter in block.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             summed = parameter[0].numel() if parameter.ndim > 1 and len(parameter) else 1
-            noise = min(0.1, summed**-0.5) * torch.randn(parameter.shape, generator=generator)
-            parameter.add_(noise.to(parameter))
+            std = min(0.1, summed**-0.5) if by_fan_in else 0.1
+            parameter.add_((std * noise).to(parameter))
 
 
 def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:

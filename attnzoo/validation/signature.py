@@ -60,7 +60,9 @@ def ranges(cls: type[nn.Module]) -> dict[str, str]:
     return {key: text for key, text in words.items() if text}
 
 
-def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def arguments(
+    module: nn.Module, inputs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs by name as arguments of the module's forward; its keyword-only ones by keyword."""
     parameters = inspect.signature(_torch.uncompiled(module).forward).parameters
     keywords = {
@@ -68,7 +70,7 @@ def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Any], 
         for name, value in inputs.items()
         if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return [value for name, value in inputs.items() if name not in keywords], keywords
+    return tuple(value for name, value in inputs.items() if name not in keywords), keywords
 
 
 def enforce_signature(name: str, cls: type[nn.Module]) -> None:

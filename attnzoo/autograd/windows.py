@@ -6,8 +6,8 @@ sum w[i, j, h, w] x[h + i, w + j] y[h, w]. On a CPU a few channels at a time sta
 cache over all taps.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ops import windows
 from .custom_gradient import Pair, custom_gradient
 
+_P = ParamSpec("_P")
 _MIN_NUMEL = 2**13  # smaller maps are faster in the reference form
 _NUMBERS = 2**17  # in a chunk: half a megabyte of float32
 
@@ -90,8 +91,10 @@ def _spread_backward(needs: Any, args: Any, saved: Any, grad: Tensor) -> tuple[T
     )
 
 
-window_sum = custom_gradient(windows.window_sum, Pair(_sum, _sum_backward, _MIN_NUMEL, True))
-window_dots = custom_gradient(windows.window_dots, Pair(_dots, _dots_backward, _MIN_NUMEL, True))
-window_spread = custom_gradient(
-    windows.window_spread, Pair(_spread, _spread_backward, _MIN_NUMEL, True)
-)
+def _joined(reference: Callable[_P, Tensor], forward: Any, backward: Any) -> Callable[_P, Tensor]:
+    return custom_gradient(reference, Pair(forward, backward, _MIN_NUMEL, differentiable=True))
+
+
+window_sum = _joined(windows.window_sum, _sum, _sum_backward)
+window_dots = _joined(windows.window_dots, _dots, _dots_backward)
+window_spread = _joined(windows.window_spread, _spread, _spread_backward)

@@ -1,6 +1,7 @@
-"""Hand-written gradients: a file for each block or operation, and the one place that picks them.
+"""Hand-written gradients, one file per block or operation, and the rule that selects them.
 
-The reference form, ordinary torch, is the specification. `custom_gradient` joins the two.
+`custom_gradient` attaches one to its reference form, a function of ordinary torch operations, which
+is its specification.
 """
 
 from .custom_gradient import Pair as Pair

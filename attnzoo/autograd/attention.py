@@ -1,7 +1,7 @@
-"""Softmax attention by torch's fused kernels: the backward pass keeps no (N, M) matrix.
+"""Softmax attention by torch's fused kernels, which save no (N, M) matrix for the backward pass.
 
-The kernels have no second derivative; `custom_gradient` takes that from the reference form. The
-backward pass runs the forward kernel once more, since its graph cannot be kept.
+The kernels have no second derivative; `custom_gradient` computes it with the reference form. The
+backward pass runs the forward kernel again, since a custom gradient cannot keep its graph.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from .custom_gradient import Pair, custom_gradient
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ops.attention.attention`, in the dtype of its arguments, by a fused kernel where it can."""
+    """`ops.attention.attention` in the dtype of its arguments, by a fused kernel if one exists."""
     with autocast_disabled(q):
         if torch.compiler.is_compiling() and not is_exporting():
-            return scaled_dot_product_attention(q, k, v)  # compiled graphs are derived once
+            return scaled_dot_product_attention(q, k, v)  # compiled: first derivatives only
         return _attention(q, k, v)
 
 
@@ -35,8 +35,8 @@ def _backward(
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(need) for t, need in zip(args, needs, strict=True)]
         y = scaled_dot_product_attention(*leaves)
-    found = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
-    return tuple(next(found) if need else None for need in needs)
+    grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
+    return tuple(next(grads) if need else None for need in needs)
 
 
 _attention = custom_gradient(reference.attention, Pair(_forward, _backward, min_numel=2**16))

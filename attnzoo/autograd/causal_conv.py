@@ -1,6 +1,6 @@
 """The causal depthwise convolution as k shifted products, in float32 for half precision.
 
-On a CPU the backward pass of torch's depthwise convolution takes longer than all else in a block.
+On a CPU, the backward pass of torch's depthwise convolution takes longer than the rest of a block.
 """
 
 import torch
@@ -35,7 +35,7 @@ def _backward(
 
 
 def _lags(taps: Tensor, steps: int) -> list[tuple[int, Tensor]]:
-    """The taps that look back, and how far; those that see zeros only are left out."""
+    """Lag and weights of each tap but the last, without taps that only read zero padding."""
     last = len(taps) - 1
     return [(lag, taps[last - lag]) for lag in range(1, min(last + 1, steps))]
 

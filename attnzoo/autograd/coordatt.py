@@ -1,4 +1,4 @@
-"""Coordinate attention's product with two gates: one tensor of the input's size each way."""
+"""Coordinate attention's product with two gates; each pass allocates one input-sized tensor."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ def _scale_backward(
     needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], dy: Tensor
 ) -> tuple[Tensor | None, ...]:
     x, rows, columns = args
-    work = x * dy
-    maps = work.flatten(0, 1)  # BC H W
+    buffer = x * dy
+    maps = buffer.flatten(0, 1)  # BC H W
     d_rows = torch.bmm(maps, columns.flatten(0, 1).mT).view(rows.shape)
     d_columns = torch.bmm(rows.flatten(0, 1).mT, maps).view(columns.shape)
-    dx = torch.mul(dy, rows, out=work).mul_(columns) if needs[0] else None
+    dx = torch.mul(dy, rows, out=buffer).mul_(columns) if needs[0] else None
     return dx, d_rows, d_columns
 
 

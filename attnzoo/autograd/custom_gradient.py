@@ -1,8 +1,8 @@
-"""Functions with a hand-written gradient beside their reference form, and which of the two runs.
+"""Functions with a reference form and a hand-written gradient, and the choice between the two.
 
-The reference form serves every mode that reads a function operation by operation: tracing,
+The reference form runs wherever torch records or transforms single operations: in tracing,
 compilation, export, `torch.func` transforms, forward-mode derivatives and second derivatives.
-The hand-written pair serves ordinary eager calls, where it saves passes over memory.
+The hand-written pair runs in ordinary eager calls, where it needs fewer passes over memory.
 """
 
 import contextlib
@@ -27,15 +27,16 @@ class Pair(NamedTuple):
     """A hand-written forward pass and its backward pass.
 
     Args:
-        forward: `forward(*args) -> (outputs, saved)`, run without a graph; `saved` is a tuple of
-            tensors for the backward pass (the arguments are kept anyway).
+        forward: `forward(*args) -> (outputs, saved)`, called without gradient tracking; `saved` is
+            a tuple of tensors for the backward pass, in addition to the arguments.
         backward: `backward(needs, args, saved, *grads) -> gradients`, one for each argument, None
-            where `needs` is False or the argument is no tensor.
-        min_numel: calls whose first argument has fewer numbers take the reference form, which
-            was measured to be faster there.
-        half: whether it computes half precision, too; else the reference form does.
-        differentiable: whether `backward` is made of ordinary operations and `custom_gradient`
-            functions of its arguments and gradients alone, so that second derivatives run it too.
+            where `needs` is False or the argument is not a tensor.
+        min_numel: calls whose first argument has fewer elements use the reference form, which
+            measured faster there.
+        half: whether the pair also runs in half precision; if not, the reference form does.
+        differentiable: whether autograd can differentiate `backward` for second derivatives: it
+            then calls only ordinary operations and `custom_gradient` functions, and uses only the
+            arguments and the gradients, not `saved`.
     """
 
     forward: Callable[..., tuple[Any, tuple[Tensor, ...]]]
@@ -46,10 +47,16 @@ class Pair(NamedTuple):
 
 
 def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]:
-    """`reference`, an ordinary torch function of positional arguments, computed by `pair`.
+    """A function that computes `reference`, by `pair` where that is possible.
 
-    The two must agree in outputs and every gradient; `needs_reference_form` decides which runs.
-    They are attributes, `reference` and `pair`, of what is returned.
+    The two must agree in outputs and every gradient; `needs_reference_form` decides which one runs.
+
+    Args:
+        reference: ordinary torch operations on positional arguments.
+        pair: the hand-written passes.
+
+    Returns:
+        The function, with `reference` and `pair` as attributes.
     """
 
     @functools.wraps(reference)
@@ -70,7 +77,7 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
 
 @contextlib.contextmanager
 def reference_forms() -> Iterator[None]:
-    """Within it, this thread computes every reference form: for exporters and tests."""
+    """A context in which this thread runs every reference form, for exporters and tests."""
     before = getattr(_local, "reference", False)
     _local.reference = True
     try:
@@ -80,7 +87,7 @@ def reference_forms() -> Iterator[None]:
 
 
 def needs_reference_form(*args: Any) -> bool:
-    """Whether a call with these arguments must be ordinary torch operations, read one by one."""
+    """Whether a call with these arguments must run as ordinary torch operations."""
     if (
         torch.compiler.is_compiling()
         or _torch.proxy_tracing()
@@ -100,7 +107,7 @@ def needs_reference_form(*args: Any) -> bool:
 
 
 def _as_own_tensor(output: Tensor, args: list[Tensor]) -> Tensor:
-    """The output as no view: a residual network adds to it in place, which views refuse."""
+    """The output, but not as a view: residual networks add to it in place, which views forbid."""
     if not _torch.is_view(output) or any(output is arg for arg in args):
         return output
     place = (output.storage_offset(), output.size(), output.stride())
@@ -108,19 +115,19 @@ def _as_own_tensor(output: Tensor, args: list[Tensor]) -> Tensor:
 
 
 class _Function(torch.autograd.Function):
-    """Puts a pair into the autograd graph.
+    """The node of a pair in the autograd graph.
 
-    Second derivatives, where the pair's backward pass has none, and batches of gradients
-    (`is_grads_batched`) go through the reference form.
+    Second derivatives, unless the pair is `differentiable`, and batches of gradients
+    (`is_grads_batched`) are computed by the reference form.
     """
 
     @staticmethod
     def forward(ctx: Any, reference: Callable[..., _Outputs], pair: Pair, *args: Any) -> Any:
         outputs, saved = pair.forward(*args)
         tensors = [a for a in args if isinstance(a, Tensor)]
-        ctx.reference, ctx.pair, ctx.split = reference, pair, len(tensors)
+        ctx.reference, ctx.pair, ctx.tensor_count = reference, pair, len(tensors)
         ctx.constants = [None if isinstance(a, Tensor) else a for a in args]
-        ctx.where = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+        ctx.tensor_positions = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors, *saved)
         if isinstance(outputs, tuple):
             return tuple(_as_own_tensor(output, tensors) for output in outputs)
@@ -128,23 +135,26 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        kept = ctx.saved_tensors  # read once: a checkpoint recomputes them for one reading
-        tensors, saved = kept[: ctx.split], kept[ctx.split :]
+        # Read once, since activation checkpointing recomputes them for one access only.
+        all_saved = ctx.saved_tensors
+        tensors, saved = all_saved[: ctx.tensor_count], all_saved[ctx.tensor_count :]
         args = list(ctx.constants)
-        for i, tensor in zip(ctx.where, tensors, strict=True):
+        for i, tensor in zip(ctx.tensor_positions, tensors, strict=True):
             args[i] = tensor
         needs = ctx.needs_input_grad[2:]
-        again = torch.is_grad_enabled()
-        apart = again and not ctx.pair.differentiable
-        if not (apart or any(_torch.is_batched(g) for g in grads)):
+        create_graph = torch.is_grad_enabled()
+        by_reference = create_graph and not ctx.pair.differentiable
+        if not (by_reference or any(_torch.is_batched(g) for g in grads)):
             with autocast_disabled(grads[0]):  # as it was in the forward pass
                 return None, None, *ctx.pair.backward(needs, tuple(args), saved, *grads)
         with torch.enable_grad(), autocast_disabled(grads[0]):
-            # Views, since one argument may be computed from another: a gradient stops at each.
+            # Views, since one argument may be computed from another; each gradient ends at its own.
             args = [a.view_as(a) if isinstance(a, Tensor) else a for a in args]
             outputs = ctx.reference(*args)
             wanted = [a for a, need in zip(args, needs, strict=True) if need]
-            found = iter(
-                torch.autograd.grad(outputs, wanted, grads, create_graph=again, allow_unused=True)
+            gradients = iter(
+                torch.autograd.grad(
+                    outputs, wanted, grads, create_graph=create_graph, allow_unused=True
+                )
             )
-        return None, None, *(next(found) if need else None for need in needs)
+        return None, None, *(next(gradients) if need else None for need in needs)

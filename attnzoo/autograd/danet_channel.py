@@ -1,4 +1,4 @@
-"""Channel attention with its attention matrix kept: X X^T is symmetric, so one product is saved."""
+"""Channel attention that saves its C x C matrix; as X X^T is symmetric, one product less is run."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from ..ops.precision import upcast
 from .custom_gradient import Pair
 
 
-def _mixer(gamma: Tensor, attention: Tensor) -> Tensor:
-    """gamma * A + 1, which holds the residual."""
+def _with_residual(gamma: Tensor, attention: Tensor) -> Tensor:
+    """gamma * A + identity, whose product with x includes the residual."""
     eye = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
     return gamma * attention + eye
 
@@ -18,7 +18,7 @@ def _mixer(gamma: Tensor, attention: Tensor) -> Tensor:
 def _channel_attention(x: Tensor, gamma: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     rows = upcast(x)
     attention = (rows @ rows.mT).neg_().softmax(-1)  # B C C
-    return _mixer(gamma, attention).to(x.dtype) @ x, (attention,)
+    return _with_residual(gamma, attention).to(x.dtype) @ x, (attention,)
 
 
 def _channel_attention_backward(
@@ -28,7 +28,7 @@ def _channel_attention_backward(
     product = attention * (dy @ x.mT).to(attention.dtype)  # B C C
     mean = product.sum(-1, keepdim=True)
     d_energies = gamma * (attention * mean - product)
-    dx = _mixer(gamma, attention).to(x.dtype).mT @ dy
+    dx = _with_residual(gamma, attention).to(x.dtype).mT @ dy
     dx.baddbmm_((d_energies + d_energies.mT).to(x.dtype), x)
     return dx, mean.sum().to(x.dtype).expand(1)
 

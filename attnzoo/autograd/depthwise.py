@@ -1,4 +1,4 @@
-"""Depthwise convolution with a quick gradient of its weight on the CPU."""
+"""Depthwise convolution with a fast gradient of its weight on the CPU."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ def _gate(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 def _gate_backward(
     needs: tuple[bool, ...], args: tuple[Any, ...], saved: tuple[Tensor, ...], dy: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """A mask is positive, so the sign of x tells where the ReLU acted: the output is not kept."""
+    """The mask is positive: the sign of x gives the ReLU's mask, and the output is not saved."""
     x, mask = args
     passed = torch.ops.aten.threshold_backward(dy, x, 0)
     d_mask = (passed * x).sum(1, keepdim=True) if needs[1] else None

@@ -1,7 +1,7 @@
 """Pyramidal attention without copies of keys and values.
 
-Neighbors are a band of small matrix products over blocks of consecutive nodes; parents and children
-are products of consecutive nodes with one node each.
+Scores between neighbors are the diagonals of small matrix products over blocks of consecutive
+nodes; scores between a parent and its children are products of one row with consecutive rows.
 """
 
 from collections.abc import Iterator
@@ -41,11 +41,11 @@ def _backward(
         sums = layout.sums(layout.with_dropout(weights, keep), grad_line, transposed=True)
         grad_v = layout.from_rows(sums, v.shape[1])
     if needs[0] or needs[1]:
-        towards = layout.with_dropout(layout.dots(grad_line, layout.to_rows(v), empty=0.0), keep)
-        towards = (towards - (towards * weights).sum(-1, keepdim=True)).mul_(weights)
-        grad_q = layout.from_rows(layout.sums(towards, layout.to_rows(k)), q.shape[1])
+        d_scores = layout.with_dropout(layout.dots(grad_line, layout.to_rows(v), empty=0.0), keep)
+        d_scores = (d_scores - (d_scores * weights).sum(-1, keepdim=True)).mul_(weights)
+        grad_q = layout.from_rows(layout.sums(d_scores, layout.to_rows(k)), q.shape[1])
         grad_k = layout.from_rows(
-            layout.sums(towards, layout.to_rows(q), transposed=True), k.shape[1]
+            layout.sums(d_scores, layout.to_rows(q), transposed=True), k.shape[1]
         )
     return grad_q, grad_k, grad_v, None, None
 
@@ -61,16 +61,17 @@ class _Family(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """All sequences in one line of rows, `reach` zeros at both ends, zeros behind every sequence.
+    """All sequences of a batch and its heads as rows of one matrix, called a line below.
 
-    A block of rows and the rows that its nodes can see, `reach` more at both sides, are then views
-    with one stride, which a batched matrix product takes without a copy. The columns of scores and
-    weights are the slots: `band` neighbors, the parent, the children.
+    Every sequence is followed by rows of zeros, and the line has `reach` such rows at both ends.
+    The blocks of rows, and the windows that their nodes attend to (`reach` more rows on both
+    sides), are then strided views, which a batched matrix product reads without a copy. The columns
+    of scores and weights are the slots: `band` neighbors, the parent, the children.
     """
 
     batch: int
     heads: int
-    rows: int  # of one sequence, a multiple of block that leaves `reach` behind the last block
+    rows: int  # per sequence: a multiple of `block`, with at least `reach` rows of zeros at the end
     block: int
     reach: int
     slots: int
@@ -97,14 +98,14 @@ class _Layout(NamedTuple):
         return 2 * self.reach + 1
 
     def main(self, line: Tensor) -> Tensor:
-        """A line's rows by sequence, (BH, rows, D)."""
+        """A line without the zeros at its ends, by sequence: (BH, rows, D)."""
         rows = self.batch * self.heads * self.rows
         return line[self.reach : self.reach + rows].view(
             self.batch * self.heads, self.rows, line.shape[-1]
         )
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """(B, Q, H, D) in a line, zeros behind each sequence."""
+        """(B, Q, H, D) as a line."""
         width = x.shape[-1]
         count = self.batch * self.heads * self.rows
         line = x.new_empty(count + 2 * self.reach, width)
@@ -121,7 +122,7 @@ class _Layout(NamedTuple):
         return by_head[:, :, :nodes].transpose(1, 2).contiguous()
 
     def with_dropout(self, weights: Tensor, keep: Tensor | None) -> Tensor:
-        """Weights in a line times the factors that dropout has for them."""
+        """A line of weights times the factors of dropout, (B, H, Q, slots), if there are any."""
         if keep is None:
             return weights
         weights = weights.clone()
@@ -130,7 +131,10 @@ class _Layout(NamedTuple):
         return weights
 
     def dots(self, a: Tensor, b: Tensor, empty: float = float("-inf")) -> Tensor:
-        """In a line: of every row of `a` the product with each row of `b` that it sees."""
+        """A line of every row's dot products: a row of `a` with each row of `b` it attends to.
+
+        Slots without a node get the value `empty`.
+        """
         line = a.new_full((len(a), self.slots), empty)
         line[: self.reach] = line[len(line) - self.reach :] = 0
         out, a_rows, b_rows = self.main(line), self.main(a), self.main(b)
@@ -143,9 +147,9 @@ class _Layout(NamedTuple):
         return line
 
     def sums(self, weights: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
-        """Of every row the weighted sum of the rows of `b` that it sees, or that see it.
+        """For every row, the weighted sum of the rows of `b` that it attends to: (BH, rows, D).
 
-        Lines to (BH, rows, D).
+        With `transposed`, the sum of the rows that attend to it. `weights` and `b` are lines.
         """
         count = len(b) - 2 * self.reach
         band = b.new_zeros(count // self.block, self.block, self.block + 2 * self.reach)
@@ -170,7 +174,10 @@ class _Layout(NamedTuple):
         return out
 
     def _links(self, rows: Tensor, f: _Family) -> tuple[Tensor, Tensor]:
-        """The slots that tie children to parents and parents to children, (BH, parents, width)."""
+        """The parent's slot in each child's row, and each child's in its parent's row.
+
+        Both are (BH, parents, width).
+        """
         first = self.band + 1 + f.slot
         return (
             _children(rows, f)[..., self.band],
@@ -183,13 +190,13 @@ class _Layout(NamedTuple):
         return main.view(count, self.block, line.shape[-1])
 
     def _windows(self, line: Tensor) -> Tensor:
-        """Every block with `reach` rows more at both sides; the views overlap."""
+        """Every block with `reach` more rows on both sides, as overlapping views."""
         width, count = line.shape[-1], (len(line) - 2 * self.reach) // self.block
         shape = (count, self.block + 2 * self.reach, width)
         return line.as_strided(shape, (self.block * width, width, 1))
 
     def _diagonals(self, band: Tensor) -> Tensor:
-        """The entries of (M, block, block + 2 reach) that are neighbors, (M, block, band)."""
+        """The entries of (M, block, block + 2 reach) for pairs of neighbors, (M, block, band)."""
         width = band.shape[-1]
         shape = (len(band), self.block, self.band)
         return band.as_strided(shape, (self.block * width, width + 1, 1))
@@ -208,7 +215,7 @@ def _parents(rows: Tensor, f: _Family) -> Tensor:
 
 
 def _families(pyramid: Pyramid) -> Iterator[_Family]:
-    """Every level's whole families, and the children that its last parent adopts."""
+    """Every level's families of `window` children, and the rest, which its last parent adopts."""
     sizes = level_sizes(pyramid.length, pyramid.windows)
     child = 0
     for window, size, parents in zip(pyramid.windows, sizes, sizes[1:], strict=False):
@@ -225,7 +232,7 @@ def _rows(nodes: int, block: int, reach: int) -> int:
 
 
 def _outside(pyramid: Pyramid, device: torch.device) -> tuple[Tensor]:
-    """Which slots of the band leave a node's level; rows behind the last node see themselves."""
+    """Which slots of the band lie outside a node's level; rows of zeros attend to themselves."""
     _, empty = neighbors(pyramid, device)
     reach = pyramid.inner // 2
     rows = _rows(len(empty), max(_BLOCK, reach), reach)

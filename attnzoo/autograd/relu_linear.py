@@ -1,4 +1,4 @@
-"""ReLU linear attention without a row of ones, keeping its sums alone for the backward pass."""
+"""ReLU linear attention without an appended row of ones; q, k and v are recomputed, not saved."""
 
 from collections.abc import Sequence
 from typing import Any

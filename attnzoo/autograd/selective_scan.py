@@ -1,7 +1,7 @@
 """The selective scan step by step, in chunks that stay in the cache.
 
-The forward pass keeps the state at the start of each chunk alone, and the backward pass computes
-the others again: steps / CHUNK states are kept, instead of several for every step.
+The forward pass saves only the state at the start of each chunk, and the backward pass recomputes
+the others: steps / CHUNK states are saved, instead of several for every step.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from ..ops import selective_scan as reference
 from ..ops.precision import in_one_dtype, upcast_dtype
 from .custom_gradient import Pair, custom_gradient
 
-CHUNK = 32  # steps between the states that are kept
-SLAB = 2**15  # numbers in the states that a CPU advances together: a chunk stays in its cache
+CHUNK = 32  # steps between the states that are saved
+SLAB = 2**15  # elements of the states that a CPU advances together, so that a chunk stays in cache
 
 
 def _forward(
@@ -54,7 +54,7 @@ def _backward(
             dc[at] = (states @ dy.unsqueeze(3)).squeeze(3)
             db[at] = (g @ (ut * dtt).unsqueeze(3)).squeeze(3)
             dx = (bt.unsqueeze(2) @ g).squeeze(2)  # N L E, the gradient of dt u
-            decay.mul_(g)  # and with the state before, the gradient of dt a
+            decay.mul_(g)  # times the previous state: the gradient of dt a
             decay[:, 1:].mul_(states[:, :-1])
             decay[:, 0].mul_(start)
             da += torch.mul(decay, dtt.unsqueeze(2), out=g).sum((0, 1))
@@ -89,9 +89,9 @@ def _spans(steps: int) -> list[slice]:
 
 
 def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Samples to go through together, and scratch tensors for the states of a chunk of them.
+    """Slices of samples to process together, each with scratch tensors for the states of one chunk.
 
-    They are few on a CPU, so that a chunk stays in its cache, and all elsewhere.
+    On a CPU a slice has few samples, so that a chunk stays in the cache; elsewhere it has all.
     """
     every = u.shape[0]
     size = min(every, max(1, SLAB // rates.numel())) if u.device.type == "cpu" else every
@@ -100,7 +100,7 @@ def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[
         yield slice(i, i + size), tuple(s[: every - i] for s in scratch)
 
 
-# In float32 for half precision, whose range the states leave.
+# In float32 for half precision, whose range the states exceed.
 selective_scan = in_one_dtype(
     custom_gradient(reference.selective_scan, Pair(_forward, _backward)), upcast_dtype
 )

@@ -1,6 +1,6 @@
 """Efficient additive attention: one product for queries and keys, the last two layers folded.
 
-Sums are made in the dtype of the arguments, so that half precision takes the reference form.
+It sums in the dtype of its arguments; half precision therefore uses the reference form.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .custom_gradient import Pair
 
 
 def forward(x: Tensor, *args: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One product for queries and keys, made unit in place; the last two layers folded."""
+    """Queries and keys of one product, normalized in place; the last two layers as one matrix."""
     w_q, b_q, w_k, b_k, w_g, w_p, b_p, w_f, b_f, scale, eps = args
     rows = F.linear(x, torch.cat((w_q, w_k)), torch.cat((b_q, b_k)))  # B T 2D
     halves = rows.view(*x.shape[:2], 2, len(w_g))
@@ -42,17 +42,17 @@ def backward(
     d_rows = torch.empty_like(rows)
     d_halves = d_rows.view(*x.shape[:2], 2, len(w_g))
     d_q, d_k = d_halves.unbind(2)
-    behind = (flat @ (w_f @ w_p)).view_as(gated)
-    d_g = torch.mul(behind, k, out=gated).sum(1, keepdim=True)
-    torch.mul(behind, g, out=d_k)
+    upstream = (flat @ (w_f @ w_p)).view_as(gated)  # gradient of the gated keys
+    d_g = torch.mul(upstream, k, out=gated).sum(1, keepdim=True)
+    torch.mul(upstream, g, out=d_k)
     d_a = q @ d_g.mT  # B T 1
     d_score = (d_a - a * (a * d_a).sum(1, keepdim=True) * (length > eps)) / length * scale
-    torch.mm(flat, w_f, out=behind.flatten(0, 1))
-    paths = torch.cat((d_g, w_g.t().expand_as(d_g)), 1)  # B 2 D: by g itself, by the score
-    d_q.copy_(behind.baddbmm_(torch.cat((a, d_score), 2), paths))
+    torch.mm(flat, w_f, out=upstream.flatten(0, 1))  # gradient of the queries in the last layer
+    paths = torch.cat((d_g, w_g.t().expand_as(d_g)), 1)  # B 2 D: through g, through the score
+    d_q.copy_(upstream.baddbmm_(torch.cat((a, d_score), 2), paths))
     d_wg = q.flatten(0, 1).t() @ d_score.flatten(0, 1)
-    along = torch.linalg.vecdot(d_halves, halves).unsqueeze(3) * (lengths > eps)
-    d_halves.addcmul_(halves, along, value=-1).div_(lengths)
+    radial = torch.linalg.vecdot(d_halves, halves).unsqueeze(3) * (lengths > eps)
+    d_halves.addcmul_(halves, radial, value=-1).div_(lengths)
     d_flat = d_rows.flatten(0, 1)
     d_w = (d_flat.t() @ x.flatten(0, 1)).chunk(2)
     d_b = d_flat.sum(0).chunk(2)

@@ -75,7 +75,7 @@ def _scale_backward(
 
 
 def _shares(cw: Tensor, hc: Tensor, hw: Tensor | None) -> list[Tensor]:
-    """What each gate adds to the mean gate, divided where it is small."""
+    """Each gate's share of the mean gate; the division is cheap before broadcasting."""
     if hw is None:
         return [(cw / 2)[:, :, None], (hc / 2).mT[..., None]]
     return [(cw / 3)[:, :, None], (hc / 3).mT[..., None], (hw / 3)[:, None]]

@@ -1,9 +1,9 @@
-"""Sums over windows and their two kin, one tap at a time and in place, forward and backward.
+"""`window_sum`, `window_dots` and `window_spread`, one tap of the window at a time and in place.
 
-The gradient of each is made of the other two, and so are the gradients of that: with x on the
-padded map, y on pixels and w the weights of their windows, all three are derivatives of
-sum w[i, j, h, w] x[h + i, w + j] y[h, w]. On a CPU a few channels at a time stay in the processor's
-cache over all taps.
+The gradients of each function are computed by the other two, and so are second derivatives: with x
+on the padded map, y on pixels and w the weights of their windows, all three are derivatives of
+sum w[i, j, h, w] x[h + i, w + j] y[h, w]. On a CPU they take a few channels at a time through all
+taps, which stay in the processor's cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from .custom_gradient import Pair, custom_gradient
 
 _P = ParamSpec("_P")
 _MIN_NUMEL = 2**13  # smaller maps are faster in the reference form
-_NUMBERS = 2**17  # in a chunk: half a megabyte of float32
+_CHUNK_NUMEL = 2**17  # elements of a chunk: half a megabyte of float32
 
 
 def _sum(x: Tensor, weights: Tensor) -> tuple[Tensor, tuple[()]]:
@@ -49,16 +49,16 @@ def _spread(y: Tensor, weights: Tensor) -> tuple[Tensor, tuple[()]]:
     out, weights = y.new_zeros(b, g, d, h + k - 1, w + k - 1), weights.contiguous()
     for chunk in _channels(y):
         for i, j in _taps(k):
-            there = out[:, :, chunk, i : i + h, j : j + w]
+            target = out[:, :, chunk, i : i + h, j : j + w]
             for n in range(s):
-                there.addcmul_(y[:, :, chunk, n], weights[:, :, None, i, j, n])
+                target.addcmul_(y[:, :, chunk, n], weights[:, :, None, i, j, n])
     return out, ()
 
 
 def _channels(x: Tensor) -> Iterator[slice]:
-    """Slices of the third axis; one for all of it on an accelerator."""
+    """Chunks of the third axis; on an accelerator one chunk of all channels."""
     width = x.shape[2]
-    step = max(1, _NUMBERS * width // max(1, x.numel())) if x.device.type == "cpu" else width
+    step = max(1, _CHUNK_NUMEL * width // max(1, x.numel())) if x.device.type == "cpu" else width
     return (slice(start, start + step) for start in range(0, width, step))
 
 
@@ -91,10 +91,12 @@ def _spread_backward(needs: Any, args: Any, saved: Any, grad: Tensor) -> tuple[T
     )
 
 
-def _joined(reference: Callable[_P, Tensor], forward: Any, backward: Any) -> Callable[_P, Tensor]:
+def _with_gradient(
+    reference: Callable[_P, Tensor], forward: Any, backward: Any
+) -> Callable[_P, Tensor]:
     return custom_gradient(reference, Pair(forward, backward, _MIN_NUMEL, differentiable=True))
 
 
-window_sum = _joined(windows.window_sum, _sum, _sum_backward)
-window_dots = _joined(windows.window_dots, _dots, _dots_backward)
-window_spread = _joined(windows.window_spread, _spread, _spread_backward)
+window_sum = _with_gradient(windows.window_sum, _sum, _sum_backward)
+window_dots = _with_gradient(windows.window_dots, _dots, _dots_backward)
+window_spread = _with_gradient(windows.window_spread, _spread, _spread_backward)

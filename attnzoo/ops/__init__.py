@@ -1,1 +1,1 @@
-"""Arithmetic that several blocks share: plain functions in eager torch, one idea a file."""
+"""Arithmetic that several blocks share, as plain torch functions; one subject per file."""

@@ -1,4 +1,4 @@
-"""Softmax attention, written out: what faster forms of it must equal."""
+"""Softmax attention in plain operations, the reference for faster implementations."""
 
 from torch import Tensor
 

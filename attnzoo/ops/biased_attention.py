@@ -13,7 +13,7 @@ from .. import _torch
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, of (..., N, d), (..., M, d), (..., M, e), (..., N, M).
 
-    Fused kernels have no derivatives under `torch.func` and in forward mode: not taken there.
+    Fused kernels have no derivatives under `torch.func` or in forward mode, and are not used there.
     """
     transformed = not torch.compiler.is_compiling() and (
         _torch.transforms_active() or _torch.forward_mode_active()

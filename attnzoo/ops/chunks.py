@@ -1,4 +1,4 @@
-"""A batch in chunks that stay in a processor's cache between the passes over them."""
+"""Splits a batch into chunks that stay in a processor's cache between passes over them."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The first rows and columns of a map, in a form that an exported graph can carry to any size."""
+"""The first rows and columns of a map, in a form that exports with dynamic sizes."""
 
 import torch
 from torch import Tensor

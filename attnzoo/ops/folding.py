@@ -1,4 +1,4 @@
-"""Whether a layer may be computed in another order than its own call."""
+"""Whether a layer may be computed from its parameters instead of being called."""
 
 from typing import TypeGuard
 
@@ -8,10 +8,10 @@ from .. import _torch
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the layer does nothing but what `kind` does with its parameters.
+    """Whether calling the layer does exactly what `kind` does with its parameters.
 
-    A layer that is hooked, wrapped, parametrized, quantized, sharded or replaced is not: it is
-    called, so that what was added to it acts.
+    A layer that is hooked, wrapped, parametrized, quantized, sharded or replaced is not plain; it
+    must be called, so that these additions take effect.
     """
     return (
         type(layer) is kind
@@ -21,7 +21,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether the layer is plainly one matrix, and a bias, for every pixel of an image."""
+    """Whether the layer is a plain 1x1 convolution: one matrix, and a bias, for every pixel."""
     return (
         isinstance(layer, nn.Conv2d)
         and is_plain(layer, nn.Conv2d)

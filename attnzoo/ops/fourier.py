@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def fourier_dtype(device: torch.device) -> torch.dtype:
-    """float64, in which the highest frequency loses no digit that float32 has; MPS has none."""
+    """float64, for float32's full precision at the highest frequency; MPS has only float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -15,7 +15,7 @@ def frequencies(n: int, device: torch.device) -> Tensor:
 
 
 def line(low: float, high: float, n: int, device: torch.device) -> Tensor:
-    """`torch.linspace` for an n that a compiled graph may not know: (n,)."""
+    """`torch.linspace` for an n that may be symbolic in a compiled graph: (n,)."""
     steps = torch.arange(n, dtype=fourier_dtype(device), device=device)
     return low + steps * ((high - low) / max(n - 1, 1))
 
@@ -23,7 +23,7 @@ def line(low: float, high: float, n: int, device: torch.device) -> Tensor:
 def fourier_grid(h: int, w: int, n: int, device: torch.device) -> Tensor:
     """Sines, then cosines, of rows and columns in [-1, 1] at n frequencies: (4 n, H, W).
 
-    Channel 2 j + axis of each half has frequency j. Each is computed along its own axis alone.
+    Channel 2 j + axis of each half has frequency j. Sines and cosines are taken before expanding.
     """
     f = frequencies(n, device)[:, None]
     rows, columns = f * line(-1, 1, h, device), f * line(-1, 1, w, device)  # n H, n W

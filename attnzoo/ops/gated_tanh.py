@@ -1,4 +1,4 @@
-"""The gated tanh unit's product, of a map that holds both halves side by side."""
+"""The gated tanh unit, applied to a tensor whose last axis contains signal and gate."""
 
 from torch import Tensor
 

@@ -1,17 +1,17 @@
-"""Maxima with the index of their first occurrence, which gets the gradient in the backward pass."""
+"""Maxima and the index of their first occurrence, which receives the gradient."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SMALL = 2**16  # numbers below which fewer operations beat faster ones
+_SMALL = 2**16  # elements below which fewer operations are faster than cheaper ones
 
 
 def max_with_index(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """`x.max(dim)` of a tensor of any number of axes, `dim` not negative: values and indices.
+    """`x.max(dim)` of a tensor with any number of axes: values and indices; `dim` is not negative.
 
-    Where the axis is not the innermost one of contiguous memory, pooling it away with the axes
-    behind it as channels-last channels is the same, and on a CPU three times as fast.
+    If the axis is not the innermost one of contiguous memory, max pooling over it, with the axes
+    after it as channels-last channels, gives the same result; on a CPU it is three times as fast.
     """
     inner = x.shape[dim + 1 :].numel()
     if inner < 8 or not _pays(x):
@@ -51,5 +51,5 @@ def scatter_to_max(total: Tensor, dim: int, indices: Tensor, values: Tensor) -> 
 
 
 def _pays(x: Tensor) -> bool:
-    """Whether the alternatives to `Tensor.max` are faster despite their fixed cost."""
+    """Whether the alternatives to `Tensor.max` are faster despite their overhead."""
     return x.numel() >= _SMALL and x.is_contiguous() and x.device.type == "cpu"

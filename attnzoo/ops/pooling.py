@@ -1,4 +1,4 @@
-"""Average pooling to a fixed grid, in a form that an exported graph can carry to any size."""
+"""Average pooling to a fixed grid, in a form that exports with dynamic sizes."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def adaptive_average(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _averages(x: Tensor, cells: int, size: int) -> Tensor:
-    """(cells, size): the weights with which each cell averages its share of the axis."""
+    """(cells, size): the weights with which each cell averages its part of the axis."""
     cell = torch.arange(cells, device=x.device)[:, None]
     start, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
     place = torch.arange(size, device=x.device)

@@ -14,7 +14,7 @@ def group_norm_over_time(
 ) -> Tensor:
     """Normalizes (B, P, C, T) by the mean and variance over a group's channels and all steps.
 
-    Padded steps, True in `padded` (B, T), have no part in the statistics and become zero.
+    Padded steps, True in `padded` (B, T), are left out of the statistics and set to zero.
     """
     b, p, c, t = x.shape
     if padded is None:
@@ -39,12 +39,13 @@ def attention_pool(
     """Pools (B, P, C, T) over T by the weights softmax_T(query . tokens + offset) of each head.
 
     Args:
-        tokens: (B, P, C, T), what is scored and pooled.
-        query: (heads, C), scaled.
+        tokens: (B, P, C, T), which are scored and pooled.
+        query: (heads, C), already scaled.
         offset: (B or 1, heads, T or 1), added to the scores.
-        padded: (B, T), True where a step has no weight; a row of nothing else has equal weights.
-        groups: 1: every head pools all channels; `heads`: each its own group of them.
-        dropout: rate at which weights are zeroed.
+        padded: (B, T), True where a step gets no weight; if all steps of a sample are padded, they
+            get equal weights.
+        groups: 1, and every head pools all channels; or `heads`, and each pools a group of its own.
+        dropout: rate at which weights are set to zero.
 
     Returns:
         The pooled channels (B, P, heads, C / groups) and the weights (B, P, heads, T).

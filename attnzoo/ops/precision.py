@@ -1,4 +1,4 @@
-"""Which dtype to compute in: under autocast, and where half precision is not enough."""
+"""The dtype to compute in: under autocast, and where half precision is not enough."""
 
 import functools
 from collections.abc import Callable
@@ -12,25 +12,25 @@ from .._torch import autocast_enabled
 
 
 def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or float32 for the halves: for sums that overflow or lose digits in them."""
+    """`dtype`, or float32 for half precision, in which long sums overflow or lose digits."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def upcast(x: Tensor) -> Tensor:
-    """`x` itself, or its float32 copy where it is of half precision."""
+    """`x` itself, or a float32 copy if `x` is of half precision."""
     return x.to(upcast_dtype(x.dtype))
 
 
 def downcast(x: Tensor, parameter: Tensor) -> Tensor:
-    """`x` in the dtype of a half-precision parameter, which a norm takes in no other; else `x`.
+    """Casts a float32 `x` to the dtype of a half-precision parameter, as norms need; else `x`.
 
-    The two differ under autocast alone.
+    The two dtypes differ only under autocast.
     """
     return x.to(parameter.dtype) if upcast_dtype(parameter.dtype) == x.dtype else x
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which matrix products keep the dtype of `x`, whatever autocast says."""
+    """A context in which autocast is disabled for the device of `x`."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext()
 
@@ -40,7 +40,7 @@ def in_one_dtype(
 ) -> Callable[..., Tensor]:
     """`function` with autocast disabled and every tensor in the dtype of its first argument.
 
-    With `dtype_of`, in the dtype that it makes of that one: `upcast_dtype`, for instance.
+    With `dtype_of`, such as `upcast_dtype`, the dtype is what it returns for that one.
     """
 
     @functools.wraps(function)

@@ -1,8 +1,8 @@
 """A pyramid of nodes over a series: its levels, and each node's neighbors, parent and children.
 
-Level 0 is the series itself; a node of level l + 1 stands for `windows[l]` nodes of level l, its
-children, and the last one adopts the children left over. All levels lie one behind the other,
-finest first. A node attends to its neighbors, its parent and its children.
+Level 0 is the series itself; a node of level l + 1 summarizes `windows[l]` nodes of level l, its
+children, and the last one also adopts the remaining ones. Nodes are numbered level by level, finest
+first. A node attends to its neighbors, its parent and its children.
 """
 
 import math
@@ -25,8 +25,8 @@ class Pyramid(NamedTuple):
 
     @classmethod
     def of(cls, length: int, windows: Sequence[int], inner: int) -> "Pyramid":
-        """The pyramid, its span of neighbors no wider than the series, where it takes all in."""
-        if not torch.compiler.is_compiling():  # a graph for any length keeps the span as it is
+        """The pyramid, its span of neighbors cut to the span that covers the whole series."""
+        if not torch.compiler.is_compiling():  # a graph of dynamic length needs a fixed span
             inner = min(inner, 2 * length - 1)
         return cls(length, tuple(windows), inner)
 
@@ -49,7 +49,7 @@ def level_sizes(
 ) -> list[int]:
     """Nodes of each level, finest first.
 
-    Raises `ValueError` where a level would have none; `subject` is what its message begins with.
+    Raises `ValueError` if a level would have none; `subject` is the start of its message.
     """
     least = math.prod(windows)
     if length < least:
@@ -64,13 +64,16 @@ def level_sizes(
 
 
 def neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The nodes that each attends to, (S, slots), and which slots are empty; those name itself."""
+    """The nodes that each node attends to, (S, slots), and which slots are empty.
+
+    An empty slot contains the index of the node itself.
+    """
     index, empty = tables(_neighbors, pyramid, device)
     return index, empty
 
 
 def ancestors(pyramid: Pyramid, device: torch.device) -> Tensor:
-    """The node of each level that each step belongs to, (T, levels), itself first."""
+    """The node of each level that each step belongs to, (T, levels), the step itself first."""
     return tables(_ancestors, pyramid, device)[0]
 
 
@@ -111,7 +114,7 @@ def _neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
     return index, empty
 
 
-_Slots = tuple[Tensor, Tensor]  # the nodes in some slots of a level's nodes, and which exist
+_Slots = tuple[Tensor, Tensor]  # (level's nodes, some slots): node in the slot, whether it exists
 
 
 def _beside(pyramid: Pyramid, node: Tensor, size: int, start: int) -> _Slots:

@@ -11,7 +11,7 @@ def pyramid_attention(
 ) -> Tensor:
     """softmax(q k) v over each node's slots: k, v (B, S, H, D), q and the result (B, Q, H, D).
 
-    Q is S, or fewer where only the first nodes ask. `keep`, (B, H, Q, slots), multiplies the
+    Q is S, or less if only the first nodes have queries. `keep`, (B, H, Q, slots), multiplies the
     weights, as dropout does; it gets no gradient.
     """
     index, empty = (table[: q.shape[1]] for table in neighbors(pyramid, q.device))

@@ -1,14 +1,14 @@
-"""The selective scan: a linear recurrence whose decay and drive change from step to step.
+"""The selective scan: a linear recurrence whose coefficients change from step to step.
 
     h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t,    y_t = C_t h_t,    h_0 = 0
 
-A is negative and dt is not, so that every decay lies in [0, 1]. Only decays and exponentials of
-sums of dt A are multiplied: nothing is divided and no exponent is positive, so nothing overflows,
-and what underflows is zero to working precision.
+A is negative and dt is not, so that every decay lies in [0, 1]. The computation multiplies decays
+and exponentials of sums of dt A: it divides by nothing and no exponent is positive, so that nothing
+overflows, and what underflows is zero to working precision.
 
-The steps are cut into blocks: the steps of all blocks advance together, then the ends of the blocks
-are a shorter sequence of the same kind. There is no loop over the length, so that one exported
-graph serves every length.
+The steps are split into blocks, whose steps advance together; the last states of the blocks form a
+shorter recurrence of the same kind, solved the same way. There is no loop over the length, so that
+one exported graph serves every length.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .._torch import is_exporting
 
-BLOCK = 8  # steps of a block
-LONGEST = 10**6  # steps that a graph for any length serves; more cost every exporter time
+BLOCK = 8  # steps in a block
+LONGEST = 10**6  # steps that a graph of dynamic length supports; more would slow down every export
 
 
 def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
         u: (N, T, E), the inputs.
         dt: (N, T, E), the step sizes, none negative.
         a: (E, S), the rates of decay, none positive; S is the size of the state of a channel.
-        b: (N, T, S), how the input enters the state.
-        c: (N, T, S), how the state is read.
+        b: (N, T, S), the weights with which the input enters the state.
+        c: (N, T, S), the weights with which the output reads the state.
     """
     sizes, inputs, entries = _blocked(dt), _blocked(u), _blocked(b)
     drives = [
@@ -58,10 +58,10 @@ def _blocks(steps: int) -> int:
 
 
 def _blocked(x: Tensor, lead: int = 0) -> tuple[Tensor, ...]:
-    """(N, T, ...) to a block's steps, each (N, K, ...); zeros stand before and after, `lead` first.
+    """(N, T, ...) to the steps of K blocks, each (N, K, ...), padded with zeros.
 
-    Both this and `_joined` use indices, since reshapes and slices would add shape constraints that
-    `torch.export` cannot prove.
+    `lead` steps of padding come first, the rest last. Both this and `_joined` use indices, since
+    reshapes and slices would add shape constraints that `torch.export` cannot prove.
     """
     blocks = _blocks(x.shape[1])
     spare = blocks * BLOCK - x.shape[1] - lead
@@ -71,7 +71,7 @@ def _blocked(x: Tensor, lead: int = 0) -> tuple[Tensor, ...]:
 
 
 def _joined(blocked: Sequence[Tensor], steps: int) -> Tensor:
-    """A block's steps, each (N, K, ...), to (N, T, ...)."""
+    """The steps of K blocks, each (N, K, ...), to (N, T, ...): the inverse of `_blocked`."""
     every = torch.arange(steps, device=blocked[0].device)
     return torch.stack(list(blocked), 2).flatten(1, 2).index_select(1, every)
 
@@ -79,7 +79,10 @@ def _joined(blocked: Sequence[Tensor], steps: int) -> Tensor:
 def _states(
     sizes: Sequence[Tensor], drives: Sequence[Tensor], a: Tensor, levels: int
 ) -> list[Tensor]:
-    """The states after a block's steps, each (N, K, S, E), of step sizes (N, K, E) and drives."""
+    """The states after each step of K blocks, each (N, K, S, E).
+
+    `sizes` are the step sizes dt, each (N, K, E), and `drives` the terms (dt u) B.
+    """
     states = [drives[0]]
     for size, drive in zip(sizes[1:], drives[1:], strict=True):
         states.append((size.unsqueeze(2) * a).exp() * states[-1] + drive)
@@ -87,7 +90,7 @@ def _states(
         return states
     passed = torch.stack(list(sizes)).cumsum(0).unbind(0)
     ends = _states(_blocked(passed[-1], 1), _blocked(states[-1], 1), a, levels - 1)
-    before = _joined(ends, drives[0].shape[1])  # N K S E, of the block before
+    before = _joined(ends, drives[0].shape[1])  # N K S E, the last state of the block before
     return [
         state + (size.unsqueeze(2) * a).exp() * before
         for size, state in zip(passed, states, strict=True)

@@ -1,4 +1,4 @@
-"""Sinusoids of positions or days, the positional codes of attention over time."""
+"""Sinusoidal encodings of positions or days, for attention over time."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def sinusoid(positions: Tensor, width: int, period: float) -> Tensor:
     """(...) to (..., width): sin, cos, ... of positions / period^(2 floor(i / 2) / width).
 
-    The powers of the period are float32, as in the published codes, whatever the positions' dtype.
+    The powers of the period are computed in float32, as in the published implementations.
     """
     i = torch.arange(width, device=positions.device)
     powers = torch.pow(period, 2 * (i.float() // 2) / width).to(positions.dtype)

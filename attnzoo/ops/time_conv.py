@@ -1,4 +1,4 @@
-"""Convolution along time of channels-last sequences, without moving the channels."""
+"""Convolution of channels-last sequences along time, without transposing them."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ def time_conv(
 ) -> Tensor:
     """(N, T, C) to (N, T', C'), unpadded, with a weight (C', C, k) as `nn.Conv1d` has it.
 
-    A sequence (N, T, C) is a channels-last image (N, C, 1, T) as it lies in memory, which the
-    two-dimensional convolution takes without a copy; the one-dimensional one would make two.
+    In memory a sequence (N, T, C) is a channels-last image (N, C, 1, T), which the two-dimensional
+    convolution reads without a copy; the one-dimensional one would make two.
     """
     image = x.mT.unsqueeze(2)  # N C 1 T
     y = torch.conv2d(image, weight.unsqueeze(2), bias, (1, stride), dilation=(1, dilation))

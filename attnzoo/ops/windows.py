@@ -1,4 +1,4 @@
-"""Weighted sums and dot products over the k x k window of every pixel, never all of it unfolded.
+"""Weighted sums and dot products over the k x k window of every pixel, without `unfold`.
 
 The functions process a window row by row, so that their temporary tensors have k values per element
 instead of k * k. The map x is padded by k - 1 rows and columns in total. In each of G groups, D
@@ -35,7 +35,7 @@ def window_dots(y: Tensor, x: Tensor, k: int) -> Tensor:
 
 
 def window_spread(y: Tensor, weights: Tensor) -> Tensor:
-    """Every pixel's weights times its value, each added at its place in the window.
+    """Each pixel's weights times its value, added up at their positions in the window.
 
     out[h + i, w + j] = sum y[h, w] weights[i, j, h, w]: the gradient of `window_sum` by x.
     y (B, G, D, S, H, W), weights (B, G, k, k, S, H, W) -> (B, G, D, H + k - 1, W + k - 1).
@@ -50,7 +50,7 @@ def window_spread(y: Tensor, weights: Tensor) -> Tensor:
 
 
 def fine_map(y: Tensor, scale: int) -> Tensor:
-    """The pixels that share windows, each at its place: (B, C, s s, H, W) -> (B, C, s H, s W)."""
+    """The finer map from the pixels that share a window: (B, C, s s, H, W) -> (B, C, s H, s W)."""
     b, c, _, h, w = y.shape
     y = y.reshape(b, c, scale, scale, h, w).permute(0, 1, 4, 2, 5, 3)  # B C H s W s
     return y.reshape(b, c, scale * h, scale * w)

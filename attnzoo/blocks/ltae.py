@@ -191,7 +191,7 @@ class LTAE(nn.Module):
             return attention_pool(e, query, offset, padded, self.heads, dropout)
         code = None
         if self.positions:
-            days = check.days(positions, steps, x, look=not needs_reference_form(positions))
+            days = check.days(positions, steps, x, finite=not needs_reference_form(positions))
             days = leading.fold(days, keep=1).to(upcast_dtype(x.dtype))  # B T
             code = sinusoid(days, self.width // self.heads, self.period)
         stats = padded if self.padding_invariant else None

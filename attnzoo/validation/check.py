@@ -1,4 +1,7 @@
-"""Checks of values; an error gives the argument, its value, the rule and the nearest legal one."""
+"""Checks of arguments; each docstring states the condition, and a violation raises.
+
+An error names the argument, its value, the rule and the nearest legal value.
+"""
 
 import difflib
 import math
@@ -46,7 +49,7 @@ def sizes(**values: Sequence[int]) -> None:
         if not isinstance(items, (list, tuple)):
             raise TypeError(f"{name}={shown(items)} must be a tuple of ints, such as (3, 5)")
         if not items:
-            raise ValueError(f"{name}={items!r} is empty; it needs one int at least, such as (3,)")
+            raise ValueError(f"{name}={items!r} is empty; it needs at least one int, such as (3,)")
         positive(**{f"{name}[{i}]": item for i, item in enumerate(items)})
 
 
@@ -65,7 +68,7 @@ def divides(*, by: str, of: str, **values: int) -> int:
 
 
 def reduced(c: int, reduction: int, *, name: str = "c") -> int:
-    """`c // reduction`, refused where it would be a layer of no channels."""
+    """`c // reduction`, which must be at least 1."""
     positive(**{name: c, "reduction": reduction})
     if c < reduction:
         raise ValueError(
@@ -83,7 +86,7 @@ def flag(**values: object) -> None:
 
 
 def device(name: str, value: torch.device | str | int) -> None:
-    """A tensor can be made on the device here and now."""
+    """A tensor can be created on the device."""
     try:
         torch.empty(0, device=value)
     except Exception as error:  # each backend has its own
@@ -91,16 +94,16 @@ def device(name: str, value: torch.device | str | int) -> None:
         raise ValueError(f"{name}={shown(value)} cannot be used here: {reason}") from None
 
 
-def dense(name: str, x: Tensor, wanted: str) -> None:
-    """`x` is a Tensor whose numbers lie in memory by shape and strides."""
+def dense(name: str, x: Tensor, expected: str) -> None:
+    """`x` is an initialized strided Tensor; `expected` is its shape, for the error message."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a Tensor {wanted}, not {type(x).__name__}")
+        raise TypeError(f"{name} must be a Tensor {expected}, not {type(x).__name__}")
     if isinstance(x, (UninitializedParameter, UninitializedBuffer)):
-        raise TypeError(f"{name} is uninitialized; it must be a Tensor {wanted}")
+        raise TypeError(f"{name} is uninitialized; it must be a Tensor {expected}")
     if x.is_nested:
-        raise TypeError(f"{name} is nested; it must be dense: take {name}.to_padded_tensor(0.0)")
+        raise TypeError(f"{name} is nested; it must be dense: pass {name}.to_padded_tensor(0.0)")
     if x.layout != torch.strided:
-        raise TypeError(f"{name} is {x.layout}; it must be dense: take {name}.to_dense()")
+        raise TypeError(f"{name} is {x.layout}; it must be dense: pass {name}.to_dense()")
 
 
 def image(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
@@ -138,8 +141,11 @@ def listed(values: Sequence[Tensor], count: int, *, name: str) -> None:
 def pyramid(
     features: Sequence[Tensor], dims: Sequence[int], cells: Sequence[int], like: Tensor
 ) -> None:
-    """`features` are images (B, dims[i], H_i, W_i) with the batch size of `like`, and cells of side
-    cells[i] form the same grid on each: that of the map with the smallest cells."""
+    """`features` are images (B, dims[i], H_i, W_i) with the batch size of `like`.
+
+    Divided into cells of side cells[i], each must have as many rows and columns of cells as the map
+    with the smallest cells.
+    """
     listed(features, len(dims), name="features")
     for i, (x, c) in enumerate(zip(features, dims, strict=True)):
         image(x, c, like, name=f"features[{i}]")
@@ -172,8 +178,8 @@ def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Te
     return value.expand(steps)
 
 
-def days(value: Tensor | None, steps: Sequence[int], x: Tensor, *, look: bool) -> Tensor:
-    """`positions`, real numbers of shape `steps`; with `look`, and on CPU, all must be finite."""
+def days(value: Tensor | None, steps: Sequence[int], x: Tensor, *, finite: bool) -> Tensor:
+    """`positions`, real numbers of shape `steps`; all finite if `finite`, checked on CPU only."""
     if value is None:
         raise ValueError(
             "positions is missing: pass the days of the steps, positions=tensor of shape "
@@ -181,14 +187,14 @@ def days(value: Tensor | None, steps: Sequence[int], x: Tensor, *, look: bool) -
         )
     value = per_step(value, steps, x, name="positions")
     if value.dtype == torch.bool or value.is_complex():
-        raise TypeError(f"positions is {value.dtype}; it must be real numbers, the steps' days")
-    if look and value.device.type == "cpu" and not value.isfinite().all():  # no wait on CUDA
-        raise ValueError("positions has values that are not finite; give every step a day")
+        raise TypeError(f"positions is {value.dtype}; it must be real numbers, one day per step")
+    if finite and value.device.type == "cpu" and not value.isfinite().all():  # CUDA would wait
+        raise ValueError("positions has values that are not finite; pass a day for every step")
     return value
 
 
 def padding_mask(mask: Tensor | None, steps: Sequence[int], x: Tensor) -> Tensor | None:
-    """`key_padding_mask` with shape `steps`, True where a step is to be ignored; None stays."""
+    """`key_padding_mask` expanded to shape `steps`, True where a step is ignored; or None."""
     if mask is None:
         return None
     if isinstance(mask, Tensor) and mask.dtype != torch.bool:
@@ -212,8 +218,8 @@ def same_shape(**tensors: Tensor) -> None:
 def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
     """BatchNorm in training mode gets more than one value per channel.
 
-    SyncBatchNorm is not checked, since its values are those of all ranks. `grow` names the axes of
-    `x` to enlarge in the error message.
+    SyncBatchNorm is not checked, since it gathers values from all ranks. `grow` names the axes of
+    `x` that the error message advises to enlarge.
     """
     if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(
@@ -255,7 +261,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
             raise ValueError(f"{name} has shape {tuple(x.shape)}; axis {label} of {shown} is empty")
     if x.dtype not in DTYPES:
         legal = "float64, float32, bfloat16 or float16"
-        raise TypeError(f"{name} is {x.dtype}; it must be {legal}: take {name}.float()")
+        raise TypeError(f"{name} is {x.dtype}; it must be {legal}: pass {name}.float()")
     if like is None:
         return
     if x.device != like.device:
@@ -266,7 +272,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if eager and like.requires_grad and x.is_inference():
         raise ValueError(
-            f"{name} was made in inference_mode, so that autograd cannot keep it; take "
+            f"{name} was made in inference_mode, so that autograd cannot save it; take "
             f"{name}.clone(), or call the block under torch.no_grad()"
         )
     low = autocast_dtype(x)

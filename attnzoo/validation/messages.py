@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 def shown(value: object) -> str:
-    """The value for a message: short, whatever it is."""
+    """A short representation of any value, for messages."""
     text = " ".join(_short.repr(value).split())
     return text if len(text) <= 200 else f"{text[:120]}... ({type(value).__name__})"
 
 
 class _Short(reprlib.Repr):
-    """Bounded in depth, width and length, and never raises."""
+    """Limits depth, width and length, and never raises."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxlist, self.maxtuple = 3, 16, 16
-        self.maxstring = self.maxother = 1000  # cut once, at the end
+        self.maxstring = self.maxother = 1000  # `shown` cuts the result
 
     def repr_int(self, x: int, level: int) -> str:
         if abs(x) < 10**40:
             return repr(x)
-        return f"{'-' * (x < 0)}2**{abs(x).bit_length() - 1} and more"  # Python prints no longer
+        return f"{'-' * (x < 0)}2**{abs(x).bit_length() - 1} and more"  # str() raises for longer
 
     def repr_instance(self, x: object, level: int) -> str:
         if isinstance(x, Tensor) and not x.is_nested:
@@ -40,10 +40,10 @@ _short = _Short()
 def nearest(
     word: str, known: Mapping[str, Any] | Sequence[str], titles: Mapping[str, str] | None = None
 ) -> str:
-    """`; did you mean ...?` for the known words most like this one, by spelling or by initials."""
+    """`; did you mean ...?` with the known words nearest to this one, by spelling or initials."""
     plain = re.sub(r"[^a-z0-9]", "", word[:100].lower())
 
-    def likeness(name: str) -> float:
+    def similarity(name: str) -> float:
         bare = name.replace("_", "")
         score = difflib.SequenceMatcher(None, plain, bare).ratio()
         if plain and (bare.startswith(plain) or plain.startswith(bare)):
@@ -53,5 +53,5 @@ def nearest(
             score = max(score, 1.0)
         return score
 
-    near = sorted((n for n in known if likeness(n) >= 0.5), key=likeness, reverse=True)[:3]
+    near = sorted((n for n in known if similarity(n) >= 0.5), key=similarity, reverse=True)[:3]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -19,9 +19,9 @@ from torch import nn
 from .. import _torch
 from . import messages, types
 
-MAX_PARAMETERS = 2**31  # no attention block is near it, and torch may die on allocating more
-MAX_META_PARAMETERS = 2**59  # tensors without memory: what torch can still count the bytes of
-_MAYBE_LARGE = 2**22  # a product of all arguments from which the build is tried on meta first
+MAX_PARAMETERS = 2**31  # far above any attention block; allocating more may crash torch
+MAX_META_PARAMETERS = 2**59  # on the meta device; torch cannot represent the bytes of more
+_MAYBE_LARGE = 2**22  # product of all arguments from which the block is first built on meta
 
 
 def bind(
@@ -30,9 +30,9 @@ def bind(
     """All arguments of `cls(*args, **config)` by name, defaults filled in, values checked."""
     signature = inspect.signature(cls)
     known = signature.parameters
-    spare = next((p.name for p in known.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = next((p.name for p in known.values() if p.kind is p.VAR_KEYWORD), None)
     for key in config:
-        if key not in known and spare is None:
+        if key not in known and extra is None:
             near = messages.nearest(key, known)
             raise TypeError(
                 f"{name} has no argument {messages.shown(key)}{near}; "
@@ -44,7 +44,7 @@ def bind(
         raise TypeError(f"{name}: {error}; its signature is {usage(name, cls)}") from None
     bound.apply_defaults()
     values = types.fit_all(name, cls, bound.arguments)
-    return values | values.pop(spare) if spare else values
+    return values | values.pop(extra) if extra else values
 
 
 def usage(name: str, cls: type[nn.Module]) -> str:
@@ -54,16 +54,16 @@ def usage(name: str, cls: type[nn.Module]) -> str:
 
 
 def ranges(cls: type[nn.Module]) -> dict[str, str]:
-    """What each argument may be, in words, for those whose annotation says more than a type."""
+    """The legal values, in words, of each argument whose annotation restricts them."""
     hints = get_type_hints(cls.__init__, include_extras=True)
-    words = {key: types.limits(hints[key]) for key in inspect.signature(cls).parameters}
-    return {key: text for key, text in words.items() if text}
+    texts = {key: types.limits(hints[key]) for key in inspect.signature(cls).parameters}
+    return {key: text for key, text in texts.items() if text}
 
 
 def arguments(
     module: nn.Module, inputs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs by name as arguments of the module's forward; its keyword-only ones by keyword."""
+    """Positional and keyword arguments of the module's forward, from its inputs by name."""
     parameters = inspect.signature(_torch.uncompiled(module).forward).parameters
     keywords = {
         name: value
@@ -74,11 +74,11 @@ def arguments(
 
 
 def enforce_signature(name: str, cls: type[nn.Module]) -> None:
-    """Check every call of the class's constructor: its arguments, and the size it would have.
+    """Make the constructor of the class check its arguments and the number of parameters.
 
     Args:
-        name: what messages call the class.
-        cls: the class, changed in place; one that is checked already is left as it is.
+        name: the name of the class in error messages.
+        cls: the class, changed in place; a class that is already checked is left unchanged.
     """
     init = cls.__init__
     if getattr(init, "checked", None) is cls:
@@ -88,9 +88,9 @@ def enforce_signature(name: str, cls: type[nn.Module]) -> None:
     def __init__(self: nn.Module, /, *args: Any, **config: Any) -> None:
         values = bind(name, cls, args, config)
         if _size(values.values()) >= _MAYBE_LARGE:
-            with _refusing_huge(name, values), torch.device("meta"):
+            with _limited_parameters(name, values), torch.device("meta"):
                 init(cls.__new__(cls), **values)
-        with _refusing_huge(name, values):
+        with _limited_parameters(name, values):
             init(self, **values)
 
     __init__.checked = cls  # type: ignore[attr-defined]
@@ -98,19 +98,19 @@ def enforce_signature(name: str, cls: type[nn.Module]) -> None:
 
 
 class _TooLargeError(Exception):
-    """The parameters registered so far are too many."""
+    """Too many parameters have been registered."""
 
 
 @contextlib.contextmanager
-def _refusing_huge(name: str, values: Mapping[str, Any]) -> Iterator[None]:
-    """Counts the parameters that are registered within it; too many raise a `ValueError`."""
+def _limited_parameters(name: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Count the parameters that are registered in the context; too many raise a `ValueError`."""
     limit = MAX_META_PARAMETERS if torch.empty(0).is_meta else MAX_PARAMETERS
     count, thread = 0, threading.get_ident()
 
     def add(module: nn.Module, key: str, parameter: Any) -> None:
         nonlocal count
         if threading.get_ident() != thread:
-            return  # the hook is global
+            return  # the hook sees all threads
         count += 0 if parameter is None else parameter.numel()
         if count >= limit:
             raise _TooLargeError

@@ -1,4 +1,4 @@
-"""Nested lists, tuples and dicts of tensors, as calls take and return them."""
+"""Nested lists, tuples and dicts of tensors, as modules take and return them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ def tensors(*values: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """The same nest with every tensor replaced by `function` of it; other values stay."""
+    """The same structure with `function` applied to every tensor; other values are kept."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -32,8 +32,8 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def first_sample(value: Any) -> Any:
-    """The same nest with the first sample of every tensor, whose first axis is the batch.
+    """The same structure with the first sample of every tensor, whose first axis is the batch.
 
-    Single numbers, tensors without axes, have no batch and stay.
+    Zero-dimensional tensors are kept.
     """
     return map_tensors(lambda tensor: tensor[:1] if tensor.ndim else tensor, value)

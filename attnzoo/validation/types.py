@@ -69,7 +69,7 @@ class Below(NamedTuple):
 
 
 class OddNumber(NamedTuple):
-    """An odd number, as kernels centered on their pixel have."""
+    """An odd number, such as the size of a kernel that is centered on its pixel."""
 
     def __str__(self) -> str:
         return "odd"
@@ -82,7 +82,7 @@ class OddNumber(NamedTuple):
 
 
 class PerfectSquare(NamedTuple):
-    """The square of an int, as the number of cells of a square grid is."""
+    """The square of an int, such as the number of cells of a square grid."""
 
     def __str__(self) -> str:
         return "a perfect square"
@@ -96,10 +96,10 @@ class PerfectSquare(NamedTuple):
 
 
 class NotEmpty(NamedTuple):
-    """A tuple of one item at least."""
+    """A tuple of at least one item."""
 
     def __str__(self) -> str:
-        return "of one item at least"
+        return "non-empty"
 
     def allows(self, value: Any) -> bool:
         return len(value) > 0
@@ -109,9 +109,9 @@ _Rule = AtLeast | AtMost | Above | Below | OddNumber | PerfectSquare | NotEmpty
 
 Width = Annotated[int, AtLeast(1)]  # channels
 Count = Annotated[int, AtLeast(1)]  # heads, groups, taps, steps
-Depth = Annotated[int, AtLeast(1), AtMost(1000)]  # modules that are built one by one
+Depth = Annotated[int, AtLeast(1), AtMost(1000)]  # numbers of layers, each a module of its own
 NonNegative = Annotated[int, AtLeast(0)]
-Odd = Annotated[int, AtLeast(1), OddNumber()]  # sides of kernels
+Odd = Annotated[int, AtLeast(1), OddNumber()]  # kernel sizes
 Rate = Annotated[float, AtLeast(0), Below(1)]  # of dropout
 Positive = Annotated[float, Above(0)]
 Counts = Annotated[tuple[Count, ...], NotEmpty()]
@@ -128,7 +128,7 @@ def fit_all(name: str, cls: type[nn.Module], values: Mapping[str, Any]) -> dict[
 
 
 def fit(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotation has it, or a `TypeError` / `ValueError` in words."""
+    """`value` converted to the annotated type; raises a `TypeError` or `ValueError` otherwise."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -151,14 +151,14 @@ def fit(name: str, value: Any, hint: Any) -> Any:
     if hint is float:
         if not abs(value) <= _LARGEST:
             raise ValueError(
-                f"{name}={shown(value)} must be finite, of at most {_LARGEST:.2g} as float32 is"
+                f"{name}={shown(value)} must be finite in float32, at most {_LARGEST:.2g}"
             )
         return float(value)
     return value
 
 
 def words(hint: Any) -> str:
-    """The annotation as a message has it: "int or None", "'auto'", "a list or tuple (int, ...)"."""
+    """The annotation in words: "int or None", "'auto'", "a list or tuple (int, ...)"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return words(arguments[0])
@@ -173,7 +173,7 @@ def words(hint: Any) -> str:
 
 
 def limits(hint: Any) -> str:
-    """The range of an annotation in words, "" where it has none: "at least 1, odd"."""
+    """The range of an annotation in words, such as "at least 1, odd"; "" if it has none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
@@ -190,11 +190,11 @@ def limits(hint: Any) -> str:
 
 
 def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
-    grids = [rule for rule in rules if isinstance(rule, (OddNumber, PerfectSquare))]
-    bounds = [rule for rule in rules if rule not in grids]
+    discrete = [rule for rule in rules if isinstance(rule, (OddNumber, PerfectSquare))]
+    bounds = [rule for rule in rules if rule not in discrete]
     if not all(rule.allows(value) for rule in bounds):
         raise ValueError(f"{name}={shown(value)} must be {' and '.join(map(str, bounds))}")
-    for rule in grids:
+    for rule in discrete:
         if not rule.allows(value):
             near = ", ".join(map(str, rule.nearest(value)))
             raise ValueError(f"{name}={shown(value)} must be {rule}; the nearest are {near}")
@@ -202,7 +202,7 @@ def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
 
 
 def _is_kind(value: Any, hint: Any) -> bool:
-    """Whether the value is of the annotation's kind, whatever the rules for values are."""
+    """Whether the value has the annotated type, ignoring rules such as ranges."""
     origin = get_origin(hint) or hint
     if origin is Annotated:
         return _is_kind(value, get_args(hint)[0])

@@ -83,7 +83,7 @@ def test_refusals() -> None:
         attnzoo.build("cbam", c=8)
     with pytest.raises(ValueError, match="kernel_size=4 must be odd; the nearest are 3, 5"):
         attnzoo.build("cbam", c=32, kernel_size=4)
-    with pytest.raises(ValueError, match=r"pool_types=\(\) must be of one item at least"):
+    with pytest.raises(ValueError, match=r"pool_types=\(\) must be non-empty"):
         attnzoo.build("cbam", c=32, pool_types=[])
     with pytest.raises(ValueError, match="did you mean 'max'"):
         attnzoo.build("cbam", c=32, pool_types=["avg", "maxi"])

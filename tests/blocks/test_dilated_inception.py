@@ -134,7 +134,7 @@ def test_any_leading_axes(shape: tuple[int, ...]) -> None:
     [
         ({"c": 10}, "c_out=10 must be a multiple of the 4 branches .* 8 and 12"),
         ({"c": 8, "c_out": 3}, "c_out=3 must be a multiple of the 4 branches .* nearest: 4"),
-        ({"c": 8, "kernels": ()}, r"kernels=\(\) must be of one item at least"),
+        ({"c": 8, "kernels": ()}, r"kernels=\(\) must be non-empty"),
         ({"c": 8, "kernels": (2, 0)}, r"kernels\[1\]=0 must be at least 1"),
         ({"c": 8, "dilation": 0}, "dilation=0 must be at least 1"),
         ({"c": 8, "c_out": 0}, "c_out=0 must be at least 1"),

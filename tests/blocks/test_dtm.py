@@ -171,7 +171,7 @@ def test_authors_names_of_both_branches_load(branch: str) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"sizes": ()}, "of one item at least"),
+        ({"sizes": ()}, "must be non-empty"),
         ({"sizes": ((3, 4, 0),)}, r"sizes\[0\]\[2\]=0"),
         ({"sizes": SIZES, "dim": 1}, "dim=1"),
         ({"sizes": SIZES, "c_out": 1}, "c_out=1"),

@@ -71,7 +71,7 @@ def test_initial_values_are_pytorchs() -> None:
         ({"c": 64, "groups": [1, 1, 1, 64]}, "groups=64 must divide width=16"),
         ({"c": 64, "kernels": [3, 5]}, r"groups=\(1, 4, 8, 16\) must have an item for each"),
         ({"c": 64, "kernels": [3, 5, 7, 8]}, r"kernels\[3\]=8 must be odd; the nearest are 7, 9"),
-        ({"c": 64, "kernels": [], "groups": []}, "of one item at least"),
+        ({"c": 64, "kernels": [], "groups": []}, "must be non-empty"),
     ],
     ids=str,
 )

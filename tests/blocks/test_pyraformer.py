@@ -460,7 +460,7 @@ def test_closed_form_at_an_odd_size() -> None:
     [
         ({"c": 3}, "c=3 leaves d_k=c // 4 no channel; give d_k=1, or c=4 or more"),
         ({"c": 3, "d_k": 1, "d_v": 1}, "c=3 leaves bottleneck=c // 4 no channel"),
-        ({"windows": ()}, r"windows=\(\) must be of one item at least"),
+        ({"windows": ()}, r"windows=\(\) must be non-empty"),
         ({"windows": (4, 0)}, r"windows\[1\]=0 must be at least 1"),
         ({"inner": 0}, "inner=0 must be at least 1"),
         ({"n_layers": 0}, "n_layers=0 must be at least 1"),

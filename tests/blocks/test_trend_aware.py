@@ -223,7 +223,7 @@ def test_scores_do_not_overflow_in_half_precision() -> None:
         ({"kernel_size": 0}, "kernel_size=0 must be at least 1"),
         ({"mode": "centred"}, "did you mean 'centered'"),
         ({"mode": "causal", "segments": [4, 5]}, r"segments=\(4, 5\) with mode='causal'"),
-        ({"segments": []}, r"segments=\(\) must be of one item at least"),
+        ({"segments": []}, r"segments=\(\) must be non-empty"),
         ({"segments": [4, 0]}, r"segments\[1\]=0 must be at least 1"),
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],

@@ -1,1 +1,1 @@
-"""The one counter of multiply-adds, bytes and saved memory."""
+"""Counts multiply-adds, elementwise operations, bytes and memory saved for the backward pass."""

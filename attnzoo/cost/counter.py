@@ -1,4 +1,4 @@
-"""Exact costs of a call: multiply-adds, bytes that must move, bytes kept for the backward pass."""
+"""Exact costs of a call: multiply-adds, bytes that must move, bytes saved for the backward pass."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +14,10 @@ from .operators import Work
 
 
 class Traffic(NamedTuple):
-    """Bytes that any implementation must read or write at least."""
+    """The fewest bytes that an implementation can read and write."""
 
     forward: int  # input + output + parameters
-    training: int  # plus the gradients, of what can have one
+    training: int  # plus the gradients of all that can have one
 
 
 class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
             only multiply-adds are counted, and `uncounted` collects the names of such operators.
     """
 
-    supports_higher_order_operators = True  # dispatches them here, to be counted or refused
+    supports_higher_order_operators = True  # they are dispatched here, too
 
     def __init__(self, *, strict: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,7 +59,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count(function: Callable[[], Any], *, strict: bool = True) -> Work:
-    """Count every operator that a call runs, those of hand-written passes included.
+    """Count every operator that a call runs, including those of hand-written passes.
 
     Args:
         function: called once, without arguments.
@@ -93,17 +93,17 @@ def saved_bytes(function: Callable[[], Any], outside: Iterable[Tensor] = ()) -> 
     parameters, buffers and inputs exist anyway, and the output of one layer is the input of the
     next.
     """
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = function()
     for tensor in (*outside, *tensors(output)):
-        kept.pop(_storage(tensor), None)
-    return sum(kept.values())
+        saved.pop(_storage(tensor), None)
+    return sum(saved.values())
 
 
 @contextlib.contextmanager

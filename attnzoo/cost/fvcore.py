@@ -1,8 +1,8 @@
-"""What fvcore counts, whose numbers papers quote, and where it differs from the exact count.
+"""The count of fvcore, which papers quote, and how it differs from the exact count.
 
 fvcore does not count attention, `baddbmm` and products with vectors, estimates `einsum`, and counts
-norms, pooling and interpolation as if they were products. With handles for these its count becomes
-exact; since it is independent of `cost.counter`, each count verifies the other.
+norms, pooling and interpolation as if they were products. With handles for these operators its
+count becomes exact. It is independent of `cost.counter`, so each of the two verifies the other.
 """
 
 import math
@@ -17,11 +17,11 @@ from ..validation.tensors import map_tensors, tensors
 
 
 class FvcoreCount(NamedTuple):
-    """fvcore's multiply-adds of a call, and what makes them differ from the exact number."""
+    """The multiply-adds of a call by fvcore, and how they differ from the exact number."""
 
     macs: int  # `FlopCountAnalysis(module, inputs).total()`, which papers quote
-    missed: dict[str, int]  # multiply-adds that it passes over, by operator
-    surplus: dict[str, int]  # what it counts though no product is computed, by operator
+    missed: dict[str, int]  # multiply-adds that it does not count, by operator
+    surplus: dict[str, int]  # what it counts although it is no multiply-add, by operator
 
     @property
     def exact(self) -> int:
@@ -32,7 +32,7 @@ class FvcoreCount(NamedTuple):
 def fvcore_macs(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> FvcoreCount:
-    """What fvcore counts of `module(*args, **kwargs)`, with the names of what it misses.
+    """The count of fvcore for `module(*args, **kwargs)`, with what it misses by operator.
 
     The module is traced twice in its current mode: call `module.eval()` first, and pass one sample.
     The device must not be meta, where tracing fails at convolutions. fvcore registers hooks on
@@ -79,7 +79,7 @@ def _shape(value: Any) -> list[int]:
 
 
 def _product(inputs: list[Any], outputs: list[Any]) -> int:
-    """`matmul`, `mm`, `bmm`, `mv`, `dot`: an element of the result sums over the last axis."""
+    """`matmul`, `mm`, `bmm`, `mv`, `dot`: each result element sums over the first's last axis."""
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
@@ -89,9 +89,9 @@ def _added(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """Two operands: every index once.
+    """With two operands, the product of the sizes of all indices.
 
-    Raises NotImplementedError for other forms, which fvcore's trace gives no sizes of.
+    Raises NotImplementedError for other forms.
     """
     operands = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]

@@ -1,4 +1,4 @@
-"""Costs of torch's operators without products: free ones, and operations for each element.
+"""Costs of torch's operators by name: free ones, products, and elementwise operations.
 
 Names have no overload and no trailing `_` for the in-place form. Pointwise operators are recognized
 by `torch.Tag.pointwise` and listed here only if they lack that tag.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def largest(out: Tensor | tuple[Tensor | None, ...], *_: Any, **__: Any) -> int:
-    """Elements of the result; of several, such as values and indices, of the largest."""
+    """Elements of the result; of several results, such as values and indices, of the largest."""
     return max(t.numel() for t in ((out,) if isinstance(out, Tensor) else out) if t is not None)
 
 
@@ -29,18 +29,18 @@ def _per_output(weight: int) -> Callable[..., int]:
 
 
 def _norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Sum, subtract, square, sum, scale; and one each for weight and bias."""
+    """Sum, subtract, square, sum, scale; and one operation each for weight and bias."""
     return x.numel() * (5 + sum(isinstance(a, Tensor) for a in args))
 
 
 def _batch_norm(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
-    """The same on the batch's own statistics; with running ones subtract and scale alone."""
+    """The same with batch statistics; with running statistics only subtract and scale."""
     statistics = 5 if any(a is True for a in args) else 2
     return x.numel() * (statistics + sum(isinstance(a, Tensor) for a in args[:2]))
 
 
 def _norm_backward(out: Any, *args: Any, **kwargs: Any) -> int:
-    """Ten for the input's gradient; two for the weight's, one for the bias's where asked for."""
+    """Ten for the gradient of the input, two for that of the weight, one for that of the bias."""
     wanted: list[bool] = next(a for a in reversed(args) if isinstance(a, list) and len(a) == 3)
     return int(args[0].numel()) * (10 * wanted[0] + 2 * wanted[1] + wanted[2])
 
@@ -57,21 +57,21 @@ def _adaptive_pool_backward(out: Any, grad: Tensor, x: Tensor, *_: Any, **__: An
 
 
 def _pool(axes: int) -> Callable[..., int]:
-    """One for each element of each window; a single side is that of every axis."""
+    """One for each element of each window; a single size is used for every axis."""
     return lambda out, x, sides, *_, **__: (
         largest(out) * math.prod(sides) ** (axes if len(sides) == 1 else 1)
     )
 
 
 def _adaptive_pool(out: Any, x: Tensor, size: list[int], *args: Any, **kwargs: Any) -> int:
-    """The same; windows overlap where the sizes do not divide."""
+    """The same; windows overlap if the input size is not a multiple of the output size."""
     axes = zip(x.shape[-len(size) :], size, strict=True)
     windows = [sum(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in axes]
     return x.shape[: -len(size)].numel() * math.prod(windows)
 
 
 def _sort(out: Any, x: Tensor, *args: Any, **kwargs: Any) -> int:
-    """n log2 n, n the number of all elements at most."""
+    """n log2 n, where n is the number of all elements: an upper bound."""
     return x.numel() * math.ceil(math.log2(max(2, x.numel())))
 
 
@@ -83,7 +83,7 @@ def _fft(out: Tensor, x: Tensor, axes: list[int], *args: Any, **kwargs: Any) -> 
     return math.ceil(2.5 * halves * whole.numel() * math.log2(max(2, length)))
 
 
-# Constants and allocations; copies, casts and permutations; gathers; queries of shape and dtype.
+# Free: constants and allocations; copies, casts and permutations; gathers; shape and dtype queries.
 FREE = _names("""
     empty empty_like empty_strided empty_permuted new_empty new_empty_strided zeros zeros_like
     new_zeros zero ones ones_like new_ones full full_like new_full fill scalar_tensor eye arange
@@ -115,7 +115,7 @@ UNTAGGED = _names("""
 
 
 def _recurrent(x: Tensor, *weights: Any, **_: Any) -> int:
-    """Every matrix once a step: two a layer on the CPU, a list of all weights from cuDNN."""
+    """Every matrix once per step: two matrices on the CPU, a list of all weights from cuDNN."""
     matrices = weights[0] if isinstance(weights[0], (list, tuple)) else weights[:2]
     return math.prod(x.shape[:-1]) * sum(int(w.numel()) for w in matrices if w.ndim == 2)
 
@@ -133,10 +133,10 @@ PRODUCTS: Mapping[str, Callable[..., int]] = {
     "_addmm_activation": lambda bias, a, b, **_: int(a.numel() * b.shape[1]),
 }
 
-# Elementwise operations, by the result and the arguments; of gradients, by the gradient given.
-SEVERAL: Mapping[str, Callable[..., int]] = {
-    name: weigh
-    for names, weigh in (
+# Elementwise operations of a call, from its result and arguments.
+ELEMENTWISE: Mapping[str, Callable[..., int]] = {
+    name: operations
+    for names, operations in (
         ("sum nansum mean prod any all amax amin max min argmax argmin", _per_input(1)),
         ("cumsum cumprod cummax cummin", _per_input(1)),
         ("linalg_vector_norm norm", _per_input(2)),  # power, sum
@@ -152,7 +152,7 @@ SEVERAL: Mapping[str, Callable[..., int]] = {
         ("avg_pool3d max_pool3d_with_indices", _pool(3)),
         ("_adaptive_avg_pool2d _adaptive_avg_pool3d", _adaptive_pool),
         ("adaptive_max_pool2d adaptive_max_pool3d", _adaptive_pool),
-        # a product for each of 2, 4, 8 or 16 neighbors, and their sum
+        # products with 2, 4, 8 or 16 neighbors, and their sum
         ("upsample_linear1d", _per_output(3)),
         ("upsample_bilinear2d grid_sampler_2d", _per_output(7)),
         ("upsample_trilinear3d grid_sampler_3d", _per_output(15)),

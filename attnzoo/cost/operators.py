@@ -1,4 +1,4 @@
-"""The cost of each operator that the dispatcher calls; an operator without a formula is an error.
+"""The cost of each operator that the dispatcher calls, by a formula.
 
 An operator's cost is looked up in this order:
 
@@ -9,6 +9,8 @@ An operator's cost is looked up in this order:
 - pointwise operators, by `torch.Tag.pointwise`: one operation per element of the result, however
   expensive the function; reductions: one per element of the input;
 - operators that do several of these at once: operations per element, from `operator_table`.
+
+An operator without a formula raises an error where counts must be complete.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from .. import _torch
-from .operator_table import FREE, PRODUCTS, SEVERAL, UNTAGGED, largest
+from .operator_table import ELEMENTWISE, FREE, PRODUCTS, UNTAGGED, largest
 
 
 class Work(NamedTuple):
@@ -29,17 +31,17 @@ class Work(NamedTuple):
 
 
 class UncountedOperatorError(RuntimeError):
-    """An operator has no cost formula and is not known to be free."""
+    """An operator has no cost formula."""
 
 
-CountWork = Callable[..., Work]  # of the operator's own arguments, and its result as `out=`
+CountWork = Callable[..., Work]  # takes the operator's arguments, and its result as `out=`
 
 
 class Formula(NamedTuple):
     """What a call of one operator costs."""
 
     work: CountWork
-    products: bool  # whether it may have multiply-adds
+    products: bool  # whether the cost may include multiply-adds
 
 
 _registered: dict[str, CountWork] = {}
@@ -56,14 +58,14 @@ def register(name: str) -> Callable[[CountWork], CountWork]:
         name: the operator's `torch.library` name, for all of its overloads.
 
     Raises:
-        ValueError: the name has no namespace, or the operator is counted already.
+        ValueError: the name has no namespace, or the operator has a formula already.
     """
     space, _, operator = name.partition("::")
     if not operator:
         raise ValueError(f"name={name!r} must be 'namespace::operator', such as 'mylib::scan'")
     packet = getattr(getattr(torch.ops, space), operator, None)
     if packet is not None and any(formula(getattr(packet, o)) for o in packet.overloads()):
-        raise ValueError(f"name={name!r} must be an operator without a count; this one has one")
+        raise ValueError(f"name={name!r} must be an operator without a cost formula; it has one")
 
     def add(count: CountWork) -> CountWork:
         _registered[name] = count
@@ -77,7 +79,7 @@ def formula(operator: Any) -> Formula | None:
     name = name_of(operator)
     space, _, base = name.partition("::")
     packet = _torch.overload_packet(operator)
-    if base and not base.startswith("_"):  # an operator in place has the other form's formula
+    if base and not base.startswith("_"):  # in-place forms have the formula of the other form
         packet = getattr(getattr(torch.ops, space, None), base, packet)
     if packet not in flop_registry and base.endswith("_for_cpu"):  # torch 2.6 lacks attention's
         packet = getattr(getattr(torch.ops, space), base.removesuffix("_for_cpu"), packet)
@@ -85,9 +87,9 @@ def formula(operator: Any) -> Formula | None:
         return Formula(_registered[name], products=True)
     if packet in flop_registry:
         return Formula(_by_torch(flop_registry[packet], attention="attention" in name), True)
-    if base in PRODUCTS and space in _OURS:
+    if base in PRODUCTS and space in _TORCH_NAMESPACES:
         return Formula(lambda *args, out, **kw: Work(macs=PRODUCTS[base](*args, **kw)), True)
-    elementwise = _elementwise(operator, space, base) if space in _OURS else None
+    elementwise = _elementwise(operator, space, base) if space in _TORCH_NAMESPACES else None
     if elementwise is None:
         return None
     return Formula(lambda *args, out, **kw: Work(elementwise=elementwise(out, *args, **kw)), False)
@@ -97,15 +99,15 @@ def _elementwise(operator: Any, space: str, base: str) -> Callable[..., int] | N
     """Operations of one of torch's operators without products."""
     if operator.is_view or torch.Tag.inplace_view in operator.tags or base in FREE:
         return lambda out, *args, **kwargs: 0
-    if base in SEVERAL:
-        return SEVERAL[base]
+    if base in ELEMENTWISE:
+        return ELEMENTWISE[base]
     return largest if base in UNTAGGED or _tagged(operator, space, base) else None
 
 
 def uncounted(operator: Any) -> UncountedOperatorError:
     """The error for an operator without a formula."""
     return UncountedOperatorError(
-        f"operator {operator} is neither known to be free of work nor counted; state its cost with "
+        f"operator {operator} has no cost formula; add one with "
         f"attnzoo.cost.operators.register({name_of(operator)!r})"
     )
 
@@ -117,7 +119,7 @@ def name_of(operator: Any) -> str:
 
 
 def _by_torch(flops: Callable[..., int], *, attention: bool) -> CountWork:
-    """Torch's formula; attention in one operator also scales its scores and takes a softmax."""
+    """Torch's formula; a fused attention operator also scales its scores and takes a softmax."""
 
     def count(*args: Any, out: Any, **kwargs: Any) -> Work:
         macs = flops(*args, **kwargs, out_val=out) // 2
@@ -129,10 +131,10 @@ def _by_torch(flops: Callable[..., int], *, attention: bool) -> CountWork:
 
 
 def _tagged(operator: Any, space: str, base: str) -> bool:
-    """Whether torch tags the operator, or for an in-place one its other overloads, as pointwise."""
+    """Whether torch tags the operator, or another overload of it, as pointwise."""
     packet = getattr(getattr(torch.ops, space), base, None)
     forms = [] if packet is None else [getattr(packet, form) for form in packet.overloads()]
     return any(torch.Tag.pointwise in form.tags for form in (operator, *forms))
 
 
-_OURS = ("aten", "prims")
+_TORCH_NAMESPACES = ("aten", "prims")

@@ -97,7 +97,7 @@ def test_an_operator_of_ones_own_is_counted_as_registered(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["aten::mm", "aten::relu", "aten::cumsum", "aten::view"])
 def test_what_is_counted_cannot_be_counted_otherwise(name: str) -> None:
-    with pytest.raises(ValueError, match="without a count"):
+    with pytest.raises(ValueError, match="without a cost formula"):
         operators.register(name)
 
 

@@ -1,4 +1,4 @@
-"""The authors' own results, shipped with the package, and the comparison of blocks with them."""
+"""Results of the authors' own code, shipped with the package, and the comparison with them."""
 
 from .cases import TOLERANCE as TOLERANCE
 from .cases import Case as Case

@@ -88,7 +88,7 @@ class Case:
         return block.train(self.mode == "train")
 
     def run(self, block: nn.Module) -> dict[str, Tensor]:
-        """Outputs, gradients and buffers of `block` on this case, keyed as the file has them."""
+        """Outputs, gradients and buffers of `block` on this case, by their keys in the file."""
         weights = self.part("weight")
         keys = upstream_keys(self.block, block, weights)
         inputs = {
@@ -115,7 +115,7 @@ class Case:
         return found
 
     def verdict(self) -> Verdict:
-        """Re-run the case and compare every stored result, whole tensors."""
+        """Rerun the case and compare every element of every stored result."""
         found = self.run(self.build())
         errors = self._errors(found)
         worst = max(errors, key=lambda key: errors[key])
@@ -130,7 +130,7 @@ class Case:
         )
 
     def _errors(self, found: Mapping[str, Tensor]) -> dict[str, float]:
-        """The relative error of each stored result; infinite if ours is missing or misshapen."""
+        """The relative error of each stored result; infinite if ours is missing or misshaped."""
         errors: dict[str, float] = {}
         for kind in ("output", "grad_input", "grad_weight", "after"):
             wanted = {f"{kind}.{key}": tensor for key, tensor in self.part(kind).items()}

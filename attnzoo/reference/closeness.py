@@ -1,8 +1,8 @@
-"""The one rule of closeness: how far results are from those that they should equal.
+"""The relative error of results, by which every comparison decides whether they agree.
 
-Whole tensors are compared. The size of a difference is relative to the size of the wanted tensor,
-or to a thousandth of the largest wanted tensor of the same group where that is more: a gradient
-that is zero except for rounding, such as that of a bias before BatchNorm, has no digits of its own.
+Whole tensors are compared. The size of a difference is relative to the size of the expected tensor,
+or to a thousandth of the largest expected tensor of the same group if that is larger: a gradient
+that is zero except for rounding, such as that of a bias before BatchNorm, has no correct digits.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-FLOOR = 1e-3  # of the largest wanted tensor of a group: what smaller ones are compared with
-_TINY = 1e-30  # the same for a group of zeros
+FLOOR = 1e-3  # the least scale of a tensor, relative to the largest expected one of its group
+_TINY = 1e-30  # the least scale in a group of zeros
 Tensors = Mapping[str, Tensor | None]
 
 
 def half_the_digits(dtype: torch.dtype) -> float:
-    """The relative error that two orders of the same sums may have in `dtype`."""
+    """The relative error allowed in `dtype`, such as between two orders of summation."""
     return math.sqrt(torch.finfo(dtype).eps)
 
 
@@ -27,7 +27,7 @@ def largest(tensor: Tensor) -> float:
 
 
 def root_mean_square(tensor: Tensor) -> float:
-    """The size of an average element, which single outliers of half precision hardly move."""
+    """The root mean square, which single outliers of half precision hardly change."""
     return float(tensor.detach().double().square().mean().sqrt()) if tensor.numel() else 0.0
 
 
@@ -40,14 +40,14 @@ def relative_errors(
 ) -> dict[str, float]:
     """Each result's error, by name, for one group of tensors.
 
-    Infinite where only one side has the tensor, the shapes differ, or either is not finite; results
-    that are no floating-point numbers must be equal.
+    Infinite if only one side has the tensor, the shapes differ, or either is not finite; tensors
+    that are not of floating-point numbers must be equal.
 
     Args:
-        found: the results; None stands for a tensor that is absent.
-        wanted: what they should equal.
+        found: the results; None means that a tensor is absent.
+        wanted: the expected tensors.
         size: the norm, `largest` or `root_mean_square`.
-        noise: by name, sizes to compare with where they are larger than the tensor's own.
+        noise: by name, sizes that the error is relative to if they are larger than the tensor's.
     """
     sizes = {key: size(t) for key, t in wanted.items() if t is not None}
     floor = max((FLOOR * s for s in sizes.values() if math.isfinite(s)), default=0.0)
@@ -62,7 +62,7 @@ def relative_errors(
 def differences(
     found: Tensors, wanted: Tensors, *, size: Callable[[Tensor], float] = largest
 ) -> dict[str, float]:
-    """The size of each difference, by name; infinite where `relative_errors` says so."""
+    """The size of each difference, by name; infinite in the cases that `relative_errors` lists."""
     sizes = {}
     for key in dict.fromkeys([*wanted, *found]):
         ours, theirs = found.get(key), wanted.get(key)

@@ -30,12 +30,12 @@ def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         return _safetensors(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of pickles that are then refused anyway
+            warnings.simplefilter("ignore", UserWarning)  # for pickles that are refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"state_dict={str(path)!r} holds more than tensors, or is damaged; nothing of it was "
-            "run. Save its weights alone: torch.save(module.state_dict(), ...) "
+            f"state_dict={str(path)!r} contains more than tensors, or is damaged; none of its code "
+            "was run. Save only the weights: torch.save(module.state_dict(), ...) "
             f"({_first_line(error)})"
         ) from None
     except Exception as error:  # the unpickler may raise anything on a damaged file
@@ -61,7 +61,7 @@ def _weights(file: Path, content: Any) -> Mapping[str, Tensor]:
     if len(found) != 1:
         places = f"several: {', '.join(map(repr, found))}" if found else "none"
         raise ValueError(
-            f"state_dict={str(file)!r} must hold one mapping of names to tensors, and holds "
+            f"state_dict={str(file)!r} must contain one mapping of names to tensors, but contains "
             f"{places}; load it and pass the mapping"
         )
     return next(iter(found.values()))

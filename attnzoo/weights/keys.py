@@ -1,4 +1,7 @@
-"""Matches the keys of a state dict to the parameters of a block: prefixes, namings, shapes."""
+"""Matches the keys of a state dict to a block's parameters and buffers, by prefix, name and shape.
+
+A naming is a map of the authors' module paths to ours; a block may have several.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -27,7 +30,7 @@ class Match(NamedTuple):
         return not (self.missing or self.unexpected or self.misshaped)
 
     @property
-    def faults(self) -> int:
+    def mismatches(self) -> int:
         """The number of mismatches; a missing key counts twice."""
         return 2 * len(self.missing) + len(self.unexpected) + len(self.misshaped)
 
@@ -52,7 +55,7 @@ def best_match(
         ValueError: several prefixes fit.
     """
     tried = [
-        _match(naming, own, state_dict, candidate, alone=prefix != "")
+        _match(naming, own, state_dict, candidate, strict=prefix != "")
         for naming in (*entry.upstream, {})
         for candidate in _prefixes(naming, own, state_dict, prefix)
     ]
@@ -60,10 +63,10 @@ def best_match(
     if len(fitting) > 1:
         found = ", ".join(repr(m.prefix) for m in sorted(fitting))
         raise ValueError(
-            f"{len(fitting)} places of state_dict hold the weights of a {entry.name!r}: {found}; "
+            f"{len(fitting)} prefixes of state_dict fit the weights of a {entry.name!r}: {found}; "
             "pick one with prefix="
         )
-    return fitting[0] if fitting else min(tried, key=lambda m: m.faults)
+    return fitting[0] if fitting else min(tried, key=lambda m: m.mismatches)
 
 
 def _prefixes(
@@ -89,9 +92,9 @@ def _match(
     own: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
     prefix: str,
-    alone: bool,
+    strict: bool,
 ) -> Match:
-    """Match the keys under `prefix`; unless `alone`, keys of other layers there are ignored."""
+    """Match the keys under `prefix`; unless `strict`, keys of other layers there are ignored."""
     expected = {ours: prefix + _theirs(naming, ours) for ours in own}
     keys = {ours: theirs for ours, theirs in expected.items() if theirs in state_dict}
     idle = [_path_pattern(theirs) for theirs, ours in naming.items() if ours is None]
@@ -110,7 +113,7 @@ def _match(
             for key in state_dict
             if key.startswith(prefix)
             and key not in taken
-            and (alone or key.split(".", 1)[0] in layers)
+            and (strict or key.split(".", 1)[0] in layers)
             and not any(pattern.match(key[len(prefix) :]) for pattern in idle)
         ],
         misshaped=[
@@ -122,7 +125,7 @@ def _match(
 
 
 def _theirs(naming: KeyMap, ours: str) -> str:
-    """The authors' key for one of our keys, by the longest of our paths that is a prefix of it."""
+    """The authors' key for one of our keys, by the longest of our paths that it starts with."""
     best = ("", ours)
     for theirs, path in naming.items():
         if path is None:
@@ -145,14 +148,14 @@ def _squeezed(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _is_counter(key: str) -> bool:
-    """Whether a key is a BatchNorm's count of batches, which old checkpoints lack."""
+    """Whether a key is BatchNorm's `num_batches_tracked`, which old checkpoints lack."""
     return key.endswith("num_batches_tracked")
 
 
-def complaint(entry: Entry, match: Match, keys: Iterable[str]) -> str:
-    """The error message: the mismatches, and the known variant whose keys these are, if any."""
+def mismatch_message(entry: Entry, match: Match, keys: Iterable[str]) -> str:
+    """The error message: the mismatches, and the known variant that has these keys, if any."""
     where = f" under {match.prefix!r}" if match.prefix else ""
-    faults = [
+    mismatches = [
         f"{label}: {', '.join(found[:8])}{f' and {len(found) - 8} more' * (len(found) > 8)}"
         for label, found in (
             ("missing", match.missing),
@@ -162,8 +165,8 @@ def complaint(entry: Entry, match: Match, keys: Iterable[str]) -> str:
         if found
     ]
     return (
-        f"state_dict does not hold the weights of this {entry.name!r}{where}; {'; '.join(faults)}"
-        f"{_known_variant(entry, keys)}"
+        f"state_dict does not contain the weights of this {entry.name!r}{where}; "
+        f"{'; '.join(mismatches)}{_known_variant(entry, keys)}"
     )
 
 
@@ -172,8 +175,8 @@ def _known_variant(entry: Entry, keys: Iterable[str]) -> str:
         lacks = not any(_contains(keys, (key,)) for key in variant.lacks)
         if _contains(keys, variant.keys) and lacks:
             return (
-                f"; these keys are those of {variant.whose}, which {variant.computes}: "
-                "its weights do not carry over"
+                f"; the keys are those of {variant.whose}, which {variant.computes}: "
+                "its weights cannot be used here"
             )
     return ""
 

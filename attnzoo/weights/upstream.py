@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..registry import build, find
 from ..validation import messages
 from . import files
-from .keys import best_match, complaint, without_wrappers
+from .keys import best_match, mismatch_message, without_wrappers
 
 
 def from_upstream(
@@ -55,10 +55,10 @@ def from_upstream(
     if not own:
         return block
     if any(tensor.is_meta for tensor in own.values()):
-        raise ValueError("the meta device holds no values to load weights into; build on another")
+        raise ValueError("a block on the meta device has no values; build it on another device")
     match = best_match(entry, own, state_dict, prefix)
     if not match.fits:
-        raise ValueError(complaint(entry, match, state_dict))
+        raise ValueError(mismatch_message(entry, match, state_dict))
     block.load_state_dict(
         {
             ours: state_dict[match.keys[ours]].reshape(tensor.shape)
@@ -84,20 +84,20 @@ def _check(state_dict: Mapping[str, Tensor], prefix: str | None) -> None:
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"state_dict must map names to tensors, not be a {type(state_dict).__name__}; "
-            "of a module, take module.state_dict()"
+            "for a module, pass module.state_dict()"
         )
     for key, value in state_dict.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise TypeError(
                 f"state_dict[{messages.shown(key)}] is a {type(value).__name__}, not a Tensor; "
-                "where a checkpoint nests its weights, pass the inner mapping"
+                "if a checkpoint nests its weights, pass the inner mapping"
             )
         if is_lazy(value):
             raise ValueError(
                 f"state_dict[{messages.shown(key)}] is uninitialized; run its module once"
             )
         if value.is_meta or value.is_complex():
-            kind = "on the meta device, which holds no values" if value.is_meta else "complex"
+            kind = "on the meta device, without values" if value.is_meta else "complex"
             raise ValueError(
                 f"state_dict[{messages.shown(key)}] is {kind}; weights must be real numbers"
             )
@@ -113,5 +113,5 @@ def _plain_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {without_wrappers(key): value for key, value in state_dict.items()}
     if len(plain) < len(state_dict):
         twice = next(key for key in state_dict if without_wrappers(key) != key)
-        raise ValueError(f"state_dict holds {twice!r} with and without its wrapper; keep one")
+        raise ValueError(f"state_dict has {twice!r} with and without its wrapper; keep one")
     return plain

@@ -1,4 +1,4 @@
-"""Authors' weights: found under any prefix and naming, refused key by key."""
+"""Loading authors' weights: prefixes, namings, and errors for every key that does not fit."""
 
 import copy
 import pickle
@@ -73,14 +73,14 @@ def test_at_the_root_beside_other_layers(weights: Weights) -> None:
         attnzoo.from_upstream("se", {**whole, "fc.0.bias": torch.zeros(2)}, c=32, prefix="")
 
 
-def test_shapes_tell_prefixes_apart(weights: Weights) -> None:
+def test_shapes_select_the_prefix(weights: Weights) -> None:
     wide = {"fc.0.weight": torch.randn(4, 64), "fc.2.weight": torch.randn(64, 4)}
     whole = {**under("layer1.0.se", weights), **under("layer2.0.se", wide)}
     block = attnzoo.from_upstream("se", whole, c=64)
     assert torch.equal(block.fc1.weight, wide["fc.0.weight"])
 
 
-def test_faults_are_named(weights: Weights) -> None:
+def test_mismatches_are_named(weights: Weights) -> None:
     with pytest.raises(ValueError, match=r"missing: fc\.2\.weight"):
         attnzoo.from_upstream("se", {"fc.0.weight": weights["fc.0.weight"]}, c=32)
     with pytest.raises(ValueError, match=r"unexpected: fc\.0\.bias"):
@@ -94,7 +94,7 @@ def test_faults_are_named(weights: Weights) -> None:
 
 
 def test_transposed_weights_are_refused(weights: Weights) -> None:
-    """They have as many numbers; only axes of length one may come and go."""
+    """Although they have as many elements; shapes may differ in axes of length one only."""
     weights["fc.0.weight"] = weights["fc.0.weight"].mT.contiguous()
     with pytest.raises(ValueError, match=r"fc\.0\.weight of shape \(32, 2\) for \(2, 32\)"):
         attnzoo.from_upstream("se", weights, c=32)
@@ -111,7 +111,7 @@ class Scale(nn.Module):
         return x * self.weight
 
 
-def test_idle_layers_go_by_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_mapped_to_none_are_ignored_by_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
     namings = {"scale.w": "weight", "gc": None, "old.*.norm": None}
     attnzoo.register("scale", Scale, layout="image", upstream=namings)
@@ -124,22 +124,22 @@ def test_idle_layers_go_by_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
             attnzoo.from_upstream("scale", {**theirs, other: one}, c=4)
 
 
-def test_what_is_no_state_dict_is_refused(weights: Weights) -> None:
+def test_arguments_that_are_no_state_dict_are_refused(weights: Weights) -> None:
     with pytest.raises(TypeError, match=r"state_dict\['state_dict'\] is a dict, not a Tensor"):
         attnzoo.from_upstream("se", {"state_dict": weights}, c=32)  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="prefix=3 must be a str or None"):
         attnzoo.from_upstream("se", weights, c=32, prefix=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="complex; weights must be real"):
         attnzoo.from_upstream("se", {k: v.to(torch.cfloat) for k, v in weights.items()}, c=32)
-    with pytest.raises(ValueError, match="meta device holds no values"):
+    with pytest.raises(ValueError, match="meta device has no values"):
         attnzoo.from_upstream("se", weights, c=32, device="meta")
     with pytest.raises(ValueError, match=r"unexpected: .* and 92 more"):
         attnzoo.from_upstream("se", {**weights, **{f"x{i}": torch.ones(1) for i in range(100)}}, 32)
-    with pytest.raises(TypeError, match=r"take module\.state_dict\(\)"):
+    with pytest.raises(TypeError, match=r"pass module\.state_dict\(\)"):
         attnzoo.from_upstream("se", attnzoo.build("se", 32), c=32)  # type: ignore[arg-type]
 
 
-def test_the_default_dtype_is_built(weights: Weights) -> None:
+def test_the_block_has_the_default_dtype(weights: Weights) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -149,7 +149,7 @@ def test_the_default_dtype_is_built(weights: Weights) -> None:
     assert block.fc1.weight.dtype == torch.float64
 
 
-def test_what_wrappers_add_to_keys_is_dropped(weights: Weights) -> None:
+def test_key_prefixes_of_wrappers_are_ignored(weights: Weights) -> None:
     for prefix in ("module", "_orig_mod", "model", "module._orig_mod.model", "net.layer1.0.se"):
         block = attnzoo.from_upstream("se", under(prefix, weights), c=32)
         assert torch.equal(block.fc1.weight, weights["fc.0.weight"])
@@ -166,7 +166,7 @@ def test_what_wrappers_add_to_keys_is_dropped(weights: Weights) -> None:
         attnzoo.from_upstream("se", {**weights, **inside}, c=32)
 
 
-def test_all_faults_are_named_at_once_and_nothing_is_touched(weights: Weights) -> None:
+def test_all_mismatches_are_named_and_nothing_is_modified(weights: Weights) -> None:
     wrong = {"fc.0.weight": torch.randn(3, 32), "fc.0.bias": torch.zeros(3)}
     before = copy.deepcopy(wrong)
     with pytest.raises(ValueError) as caught:
@@ -191,7 +191,7 @@ def test_files_of_weights(weights: Weights, tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Unpickled as ordinary pickle, it writes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -201,13 +201,13 @@ class Malicious:
 
 
 def damaged(content: bytes) -> Iterator[bytes]:
-    """The first kilobyte, which holds the pickle, with a byte changed or all after it gone."""
+    """Copies of the content with one byte of the pickle changed, or cut off at that byte."""
     for place in range(0, min(1000, len(content)), 4):
         yield content[:place] + bytes([content[place] ^ 21]) + content[place + 1 :]
         yield content[:place]
 
 
-def test_files_that_are_no_weights_are_refused_and_run_nothing(
+def test_files_without_weights_are_refused_and_run_no_code(
     weights: Weights, tmp_path: Path
 ) -> None:
     ran, file = tmp_path / "ran", tmp_path / "file.pth"
@@ -219,11 +219,11 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(
 
     refused("must be a mapping or the path of a file")
     torch.save({**weights, "x": Malicious(ran)}, file)
-    refused("holds more than tensors, or is damaged; nothing of it was run")
+    refused("contains more than tensors, or is damaged; none of its code was run")
     file.write_bytes(pickle.dumps(Malicious(ran)))
-    refused("holds more than tensors")
+    refused("contains more than tensors")
     torch.save(attnzoo.build("se", 32), file)
-    refused("holds more than tensors")
+    refused("contains more than tensors")
     for content in (b"", b"no weights at all", b"PK\x03\x04" + bytes(30)):
         file.write_bytes(content)
         refused(r"file\.pth")
@@ -231,17 +231,17 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(
         torch.save(weights, file, _use_new_zipfile_serialization=zipped)
         for content in damaged(file.read_bytes()):
             file.write_bytes(content)
-            with suppress(ValueError):  # some do not matter
+            with suppress(ValueError):  # some damage does not affect the weights
                 attnzoo.from_upstream("se", file, c=32)
     file = tmp_path / ("x" * 300)
     refused("must be a mapping or the path of a file")
     file = tmp_path / "file.pth"
     torch.save({"model": weights, "ema": weights}, file)
-    refused("holds several: 'model', 'ema'; load it and pass the mapping")
+    refused("contains several: 'model', 'ema'; load it and pass the mapping")
     torch.save({"epoch": 3}, file)
-    refused("holds none")
+    refused("contains none")
     pickle.loads(pickle.dumps(Malicious(ran)))
-    assert ran.exists(), "what was not run would have been seen"
+    assert ran.exists(), "unpickling does create the file"
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"{}")
     with pytest.raises(ValueError, match="cannot be read as weights"):
@@ -249,21 +249,21 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(
 
 
 @pytest.mark.parametrize(
-    ("name", "copied"), [(n, c) for n in attnzoo.names() for c in find(n).known_variants]
+    ("name", "variant"), [(n, v) for n in attnzoo.names() for v in find(n).known_variants]
 )
 @pytest.mark.parametrize("prefix", ["", "layer1.0.att."])
-def test_well_known_copies_are_named(name: str, copied: KnownVariant, prefix: str) -> None:
-    theirs = {prefix + key: torch.zeros(2, 2) for key in copied.keys}
+def test_known_variants_are_named(name: str, variant: KnownVariant, prefix: str) -> None:
+    theirs = {prefix + key: torch.zeros(2, 2) for key in variant.keys}
     with pytest.raises(ValueError) as caught:
         attnzoo.from_upstream(name, theirs, c=64)
-    assert copied.whose in str(caught.value)
-    assert copied.computes in str(caught.value)
+    assert variant.whose in str(caught.value)
+    assert variant.computes in str(caught.value)
     with pytest.raises(ValueError) as caught:
         attnzoo.from_upstream(name, {"conv.weight": torch.zeros(2, 2)}, c=64)
-    assert "do not carry over" not in str(caught.value)
+    assert "the keys are those of" not in str(caught.value)
 
 
-def test_a_fitting_state_dict_is_no_copy() -> None:
+def test_timm_weights_load_or_are_named_as_a_known_variant() -> None:
     theirs = timm.layers.create_attn("coord", 64, rd_channels=8, bias=True).state_dict()
     attnzoo.from_upstream("coordatt", theirs, c=64)
     theirs = timm.layers.create_attn("coord", 64).state_dict()
@@ -275,8 +275,8 @@ def test_a_fitting_state_dict_is_no_copy() -> None:
 
 
 @pytest.mark.parametrize("name", attnzoo.names())
-def test_every_element_lands_once(name: str) -> None:
-    """Numbering all elements of a reference state dict shows that each one is used, once."""
+def test_every_element_is_loaded_once(name: str) -> None:
+    """All elements of a reference state dict are numbered, to see that each is used once."""
     from attnzoo.reference.cases import Case, cases
 
     for path in cases(name):
@@ -290,12 +290,12 @@ def test_every_element_lands_once(name: str) -> None:
             start += size
         block = attnzoo.from_upstream(name, numbered, **case.config)
         own = [v.flatten() for v in block.state_dict().values() if v.is_floating_point()]
-        landed = torch.cat([*own, torch.zeros(0)]).tolist()
-        assert len(set(landed)) == len(landed)
+        loaded = torch.cat([*own, torch.zeros(0)]).tolist()
+        assert len(set(loaded)) == len(loaded)
         trained = {
             element
             for key, value in numbered.items()
             if f"grad_weight.{key}" in case.tensors
             for element in value.flatten().tolist()
         }
-        assert trained <= set(landed)
+        assert trained <= set(loaded)

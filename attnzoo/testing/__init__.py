@@ -1,1 +1,1 @@
-"""The helpers that test a block: example inputs, gradient checks, rounding errors and costs."""
+"""Helpers for testing a block: example inputs, gradient checks, rounding errors and costs."""

@@ -1,4 +1,4 @@
-"""Asserts that results agree by the one rule of closeness: half of a dtype's digits."""
+"""Asserts that results agree to half of the digits of their dtype."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from ..validation.tensors import tensors
 
 
 def assert_close(found: Any, wanted: Any, dtype: torch.dtype | None = None) -> None:
-    """Every tensor of two equal nests agrees, compared whole.
+    """Assert that all tensors of two structures agree in shape and in every element.
 
     Args:
         found: nested lists, tuples and dicts of tensors.
-        wanted: the same nest of what they should equal.
-        dtype: the least precise one that either side was computed in, where the tensors themselves
-            no longer tell.
+        wanted: the expected tensors, in the same structure.
+        dtype: the least precise dtype used in the computation of either side, if it is not that of
+            the tensors themselves.
 
-    Raises AssertionError, naming the tensor that is off, its error and the limit.
+    Raises AssertionError with the tensor that is off, its error and the limit.
     """
     ours, theirs = list(tensors(found)), list(tensors(wanted))
     if len(ours) != len(theirs):

@@ -1,4 +1,4 @@
-"""Whether initial parameters look drawn from the distribution that the authors' code names."""
+"""Asserts that initial parameters have the distribution that the authors' code specifies."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def assert_normal(weight: Tensor, std: float) -> None:
-    """From N(0, std^2): mean, spread and shape agree within four standard errors."""
+    """Drawn from N(0, std^2): mean, spread and shape agree within four standard errors."""
     count = weight.numel()
     assert abs(weight.mean().item()) < 4 * std / count**0.5
     assert abs(weight.std().item() / std - 1) < 4 / (2 * count) ** 0.5

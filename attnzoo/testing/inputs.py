@@ -43,8 +43,8 @@ def samples(block: nn.Module, inputs: Inputs, which: slice) -> Inputs:
     """The given samples of every input; zero-dimensional tensors are returned unchanged."""
 
     def taken(key: str, value: Any) -> Any:
-        place = (slice(None),) * batch_axis(block, key) + (which,)
-        return map_tensors(lambda tensor: tensor[place] if tensor.ndim else tensor, value)
+        index = (slice(None),) * batch_axis(block, key) + (which,)
+        return map_tensors(lambda tensor: tensor[index] if tensor.ndim else tensor, value)
 
     return {key: taken(key, value) for key, value in inputs.items()}
 
@@ -58,9 +58,9 @@ def batch_axis(block: nn.Module, key: str) -> int:
 def randomize_parameters(block: nn.Module, *, by_fan_in: bool = False) -> None:
     """Add noise to every parameter, since a gate initialized to zero would hide errors.
 
-    The noise has a standard deviation of 0.1. With `by_fan_in` it has less in layers with a large
-    fan-in: sums that grow with the width would saturate a softmax, and the denormal numbers that
-    result are a hundred times as slow.
+    The standard deviation of the noise is 0.1. With `by_fan_in` it is less in layers with a large
+    fan-in: sums that grow with the width would saturate a softmax, and arithmetic on the denormal
+    numbers that result is a hundred times as slow.
     """
     generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def to_channels_last(entry: Entry, block: nn.Module, inputs: Inputs) -> Inputs:
     """
     if any(t.ndim != 4 for t in tensors(inputs)):
         raise ValueError(
-            f"channels_last=True needs images (B, C, H, W) alone; {entry.name} takes "
+            f"channels_last=True needs all inputs to be images (B, C, H, W); {entry.name} takes "
             f"{' + '.join(str(tuple(t.shape)) for t in tensors(inputs))}: leave it out"
         )
     channels_last = torch.channels_last

@@ -9,7 +9,7 @@ from torch import Tensor
 from .._torch import TorchDispatchMode, tree_map_only
 from .inputs import tensors
 
-SLACK = {  # times a dtype's precision: sums of many terms are less precise than their results
+SLACK = {  # times a dtype's precision, since sums of many terms accumulate rounding errors
     torch.float16: 4.0,
     torch.bfloat16: 4.0,
     torch.float32: 32.0,
@@ -22,13 +22,13 @@ class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     If terms cancel, as before a normalization, a gradient retains few or none of the dtype's
     digits in any implementation; and an input near the kink of an activation may fall on either
-    side of it. Both effects show in the perturbed results, without running the block in that dtype.
+    side of it. The perturbed results show both effects without running the block in that dtype.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int, slack: float = 1.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.eps = slack * torch.finfo(dtype).eps
-        self.tiny = torch.finfo(dtype).tiny  # below it numbers are as far apart as there
+        self.tiny = torch.finfo(dtype).tiny  # smaller numbers have the same spacing
         self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def __torch_dispatch__(
@@ -43,10 +43,10 @@ class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def rounded(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64 or tensor.untyped_storage().data_ptr() in given:
-                return tensor  # a view, or computed in place: no result of its own
-            off = torch.rand(tensor.shape, generator=self.generator, dtype=tensor.dtype) - 0.5
+                return tensor  # a view, or an in-place result, not a new one
+            noise = torch.rand(tensor.shape, generator=self.generator, dtype=tensor.dtype) - 0.5
             exact = (tensor == 0) | tensor.isinf()
             size = tensor.abs().clamp_min_(self.tiny).masked_fill_(exact, 0.0)
-            return tensor.addcmul_(size, off, value=self.eps)
+            return tensor.addcmul_(size, noise, value=self.eps)
 
         return tree_map_only(Tensor, rounded, output)

@@ -27,7 +27,7 @@ def work(block: nn.Module, inputs: Inputs) -> Work:
 
 
 def fvcore_count(block: nn.Module, inputs: Inputs) -> FvcoreCount:
-    """What fvcore counts of one sample's forward pass in eval mode, and what it misses."""
+    """fvcore's count of one sample's forward pass in eval mode, and what it misses."""
     args, kwargs = arguments(block, samples(block, inputs, slice(1)))
     with counter.evaluating(block), reference_forms():
         return fvcore_macs(block, tuple(args), kwargs)

@@ -19,7 +19,7 @@ __all__ = ["BatchNorm", "Convolution", "InstanceNorm"]  # of any dimension
 
 
 def _symbol(path: str) -> Any:
-    """`torch.<path>`, or None where this torch has no such name."""
+    """`torch.<path>`, or None if this version of torch has no such name."""
     found: Any = torch
     for name in path.split("."):
         found = getattr(found, name, None)
@@ -40,7 +40,7 @@ _is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
 def is_exporting() -> bool:
     """Whether `torch.export` is tracing this call."""
     if _is_exporting is None:
-        return torch.compiler.is_compiling()  # forms for export are correct when compiled, too
+        return torch.compiler.is_compiling()  # what is written for export also compiles
     return bool(_is_exporting())
 
 
@@ -95,8 +95,8 @@ def is_batched(grad: Tensor) -> bool:
 
 def is_view(tensor: Tensor) -> bool:
     """Whether a tensor is a view of another."""
-    asked: Callable[[], bool] | None = getattr(tensor, "_is_view", None)
-    return True if asked is None else asked()
+    method: Callable[[], bool] | None = getattr(tensor, "_is_view", None)
+    return True if method is None else method()
 
 
 def version(tensor: Tensor) -> int:
@@ -110,8 +110,8 @@ def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
     if _softmax_backward_data is None:
         product = grad * softmax
         return product - softmax * product.sum(-1, keepdim=True)
-    slope: Tensor = _softmax_backward_data(grad, softmax, -1, softmax.dtype)
-    return slope
+    gradient: Tensor = _softmax_backward_data(grad, softmax, -1, softmax.dtype)
+    return gradient
 
 
 def decompose(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -112,9 +112,10 @@ class Entry:
         return inspect.signature(self.cls)
 
     def bind(self, *args: Any, **config: Any) -> dict[str, Any]:
-        """All constructor arguments by name, defaults filled in, types checked.
+        """All constructor arguments by name, with defaults, checked against the signature.
 
-        Raises `TypeError`, with the signature, if a keyword is unknown or an argument is missing.
+        Raises `TypeError`, with the signature, if a keyword is unknown or an argument is missing,
+        and `TypeError` or `ValueError` if a value does not fit its annotation.
         """
         return signature.bind(self.name, self.cls, args, config)
 
@@ -175,7 +176,7 @@ class Description:
     signature: str
     defaults: dict[str, Any]
     ranges: dict[str, str]  # legal values of the arguments that have a range
-    example: dict[str, JSON]
+    example: dict[str, JSON]  # a config that builds
     paper: str
     code: str
     math: str
@@ -203,7 +204,7 @@ class Description:
 
 
 class UnknownBlockError(ValueError, KeyError):
-    """No block has that name; the message lists the nearest ones."""
+    """No block has the given name; the message lists the nearest names."""
 
     __str__ = ValueError.__str__
 
@@ -237,14 +238,14 @@ def register(
         layout: layout of the input, or a tuple of several, of which the first is the default; the
             class then takes `layout=` to choose another.
         family: a tag by which `names` filters.
-        example: a config that builds, for tests, benchmark and documents; default: `c=64`.
+        example: the constructor arguments for tests, benchmark and documents; default: `c=64`.
         input_size: size of the example input.
         inputs: `inputs(random, size, config)` gives the forward call's arguments by name, for
             layouts whose input does not follow from `c` and the size alone.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
         known_variants: widely used modules of the same name that compute something else.
-        limits: capabilities the block does not have, each with the reason (see
-            `attnzoo.capabilities.CAPABILITIES`); the test suite checks each of them.
+        limits: capabilities that the block does not have, each with the reason (see
+            `attnzoo.capabilities.CAPABILITIES`); the test suite checks that it does not.
 
     Raises:
         ValueError: the name is taken or malformed, or the example does not match the signature.
@@ -293,7 +294,7 @@ def _check_registration(
         shown = messages.shown(name)
         raise ValueError(f"name={shown} must be a str of lower-case letters, digits, underscores")
     if not layouts:
-        raise ValueError("layout=() must name one layout at least")
+        raise ValueError("layout=() must name at least one layout")
     for value in layouts:
         check.choice("layout", value, get_args(Layout))
     check.choice("family", family, get_args(Family))
@@ -305,7 +306,7 @@ def _check_registration(
         raise TypeError(f"inputs={messages.shown(inputs)} must be a function")
     if not (isinstance(size, InputSize) and all(isinstance(n, int) and n >= 1 for n in size)):
         shown = messages.shown(size)
-        raise TypeError(f"input_size={shown} must be an attnzoo.InputSize of ints above 0")
+        raise TypeError(f"input_size={shown} must be an attnzoo.InputSize of ints of at least 1")
     for key, kind in (("upstream", Mapping), ("known_variants", KnownVariant)):
         items = options[key]
         if not (isinstance(items, (list, tuple)) and all(isinstance(i, kind) for i in items)):
@@ -313,7 +314,7 @@ def _check_registration(
     for capability in options["limits"] or {}:
         check.choice("limits", capability, tuple(capabilities.CAPABILITIES))
     if inputs is None and not {"image", "sequence", "image_series", "pair"}.issuperset(layouts):
-        raise ValueError(f"layout={layouts} needs inputs=, a function that makes example inputs")
+        raise ValueError(f"layout={layouts} needs inputs=, a function that returns example inputs")
 
 
 def _add(entry: Entry) -> None:
@@ -332,7 +333,7 @@ def _add(entry: Entry) -> None:
 
 
 def find(name: str) -> Entry:
-    """The entry of that name; an unknown name raises `UnknownBlockError` with the nearest ones."""
+    """The entry of a name; an unknown name raises `UnknownBlockError` with the nearest names."""
     if not isinstance(name, str):
         raise TypeError(
             f"a block's name is a str, not {type(name).__name__}: {messages.shown(name)}"
@@ -372,7 +373,7 @@ def names(
 
 
 def describe(name: str) -> Description:
-    """Title, paper, code, layout, signature, cost formulas and capabilities of one block."""
+    """The documentation of one block: paper, code, equation, signature, costs, capabilities."""
     entry = find(name)
     sections = _sections(_doc(entry.cls))
     cost = entry.closed_form(None, **entry.example)
@@ -414,9 +415,9 @@ def build(
         **config: the block's own keywords; `attnzoo.describe(name).signature` shows them.
 
     Raises:
-        UnknownBlockError: no such name (a `ValueError` and a `KeyError`).
+        UnknownBlockError: no block has that name (a `ValueError` and a `KeyError`).
         TypeError: an unknown keyword or a value of the wrong type.
-        ValueError: a value that breaks a rule of the block.
+        ValueError: a value that the block does not allow.
     """
     entry = find(name)
     bound = entry.bind(*args, **config)
@@ -432,8 +433,8 @@ def build(
 
 def _catalogue() -> dict[str, Entry]:
     """All entries; the first call imports the package's own blocks, which registers them."""
-    for room in (".blocks", ".networks"):
-        import_module(room, __package__)
+    for package in (".blocks", ".networks"):
+        import_module(package, __package__)
     return _blocks
 
 

@@ -1,10 +1,10 @@
-"""The capability matrix, recorded by the test run: outcomes become cells, cells are held.
+"""The capability matrix: a pytest plugin that turns test outcomes into cells and compares them.
 
-A test marked `@pytest.mark.capability("compile")` that runs over the registry (an argument `name`)
-fills the cell of its block: "yes" when every test of the cell passes, else what a test recorded
-through the fixture `cell`, or the limit that the block's entry states. A stated limit has to be
-true: its tests must fail. Cells that differ from `attnzoo/capabilities.json` fail the session;
-`pytest --write-capabilities` writes them, and the document made of them.
+A test marked `@pytest.mark.capability("compile")`, with the block's name as its argument `name`,
+determines the cell of that block: "yes" if every test of the cell passes, or the text that a test
+records through the fixture `cell`, or the limit that the block's entry states. A stated limit must
+be true: its tests must fail. If a cell differs from `attnzoo/capabilities.json`, the session fails;
+`pytest --write-capabilities` writes the file and docs/capabilities.md instead.
 """
 
 import json
@@ -21,50 +21,50 @@ from attnzoo import capabilities
 from attnzoo.registry import find
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "capabilities.md"
-REMEDY = "Where a change is meant, record it: pytest -m '' --write-capabilities FILES"
-RECORDED_WITH = (2, 15)  # the torch of the committed cells
+REMEDY = "If a change is intended, record it: pytest -m '' --write-capabilities FILES"
+RECORDED_WITH = (2, 15)  # the torch version of the committed cells
 NOT_GREEN = ("no: ", "n/a: ", "refused: ")
 Key = tuple[str, str]  # block, capability
 Cells = dict[str, dict[str, str]]
 
 
 class Cell:
-    """What a capability's test has to say beyond having passed."""
+    """Lets a test of a capability record a text instead of "yes"."""
 
     def __init__(self, node: pytest.Item) -> None:
         self._node = node
 
     def value(self, text: str) -> None:
-        """The cell is this text, a number say, instead of "yes"."""
+        """Record this text, such as a number."""
         self._node.user_properties.append(("cell", text))
 
     def refused(self, error: Exception) -> None:
-        """The block refuses it: the cell is the error's message."""
+        """Record that the block refuses the input, with the error's message."""
         assert isinstance(error, (ValueError, TypeError)), error
         assert len(str(error)) > 20, error
         self.value(f"refused: {error}")
 
     def not_applicable(self, why: str) -> None:
-        """The question makes no sense for this block."""
+        """Record that the capability does not apply to this block."""
         self.value(f"n/a: {why}")
 
 
 class Matrix:
-    """The plugin: the cells of one session, from the collected tests and their reports.
+    """The plugin: computes the cells of one session from the collected tests and their reports.
 
-    With pytest-xdist the workers collect and the controller gets their reports, so that a test's
-    key travels in its report and a worker's list of tests in its output.
+    With pytest-xdist the workers collect and the controller receives their reports. Therefore each
+    report contains the key of its test, and each worker's output the list of its tests.
     """
 
     def __init__(self, write: bool, worker: bool = False) -> None:
         self.write, self.worker = write, worker
         self.tests: dict[Key, set[str]] = defaultdict(set)
         self.passed: dict[Key, set[str]] = defaultdict(set)
-        self.said: dict[Key, set[str]] = defaultdict(set)
+        self.texts: dict[Key, set[str]] = defaultdict(set)
         self.failed: set[Key] = set()
         self.problems: list[str] = []
 
-    @pytest.hookimpl(tryfirst=True)  # the half of the suite that is not run counts too
+    @pytest.hookimpl(tryfirst=True)  # before tests are deselected: those count, too
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             key = key_of(item)
@@ -85,11 +85,13 @@ class Matrix:
         if report.failed or (report.skipped and not limited):
             self.failed.add(key)
         if report.skipped and not limited:
-            self.problems.append(f"{report.nodeid} was skipped; only a limit of the entry excuses")
+            self.problems.append(
+                f"{report.nodeid} was skipped; only a limit in the entry allows that"
+            )
         if report.when == "call" and key not in self.failed:
             self.passed[key].add(report.nodeid)
-            said = [str(text) for label, text in report.user_properties if label == "cell"]
-            self.said[key].update([f"no: {find(key[0]).limits[key[1]]}"] if limited else said)
+            texts = [str(text) for label, text in report.user_properties if label == "cell"]
+            self.texts[key].update([f"no: {find(key[0]).limits[key[1]]}"] if limited else texts)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -110,7 +112,7 @@ class Matrix:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         theirs = {key: text for key, text in sorted(self.cells().items()) if not ours(key[0])}
         if theirs:
-            terminalreporter.section("capabilities of blocks of your own")
+            terminalreporter.section("capabilities of your own blocks")
             for (block, capability), text in theirs.items():
                 terminalreporter.line(f"{block}, {capability}: {text}")
         if self.problems:
@@ -120,19 +122,19 @@ class Matrix:
             terminalreporter.line(REMEDY)
 
     def cells(self) -> dict[Key, str]:
-        """Cells that this run establishes: those whose every test ran, and all that differ."""
+        """Cells that this run determines: those whose tests all passed, or that recorded a text."""
         found = {}
         for key, passed in self.passed.items():
-            if key not in self.failed and (self.said[key] or passed == self.tests[key]):
-                found[key] = "; ".join(sorted(self.said[key])) or "yes"
+            if key not in self.failed and (self.texts[key] or passed == self.tests[key]):
+                found[key] = "; ".join(sorted(self.texts[key])) or "yes"
         return found
 
     def differences(self) -> list[str]:
         """Cells of the package's blocks that are not as recorded."""
         recorded = capabilities.recorded()
         return [
-            f"{block}, {capability}: the run says {text!r}, {capabilities.PATH.name} "
-            f"{recorded.get(block, {}).get(capability, 'nothing')!r}"
+            f"{block}, {capability}: {text!r} in this run, "
+            f"{recorded.get(block, {}).get(capability, 'nothing')!r} in {capabilities.PATH.name}"
             for (block, capability), text in sorted(self.cells().items())
             if ours(block) and not _agree(recorded.get(block, {}).get(capability), text)
         ]
@@ -153,14 +155,14 @@ class Matrix:
 
 
 def _agree(recorded: str | None, found: str) -> bool:
-    """Numbers are those of the torch that recorded them; with an older one they may differ."""
+    """Whether two cells are equal; numbers may differ with a torch older than the recorded one."""
     older = torch.__version__ < RECORDED_WITH
     numbers = all(text is not None and text[:1].isdigit() for text in (recorded, found))
     return recorded == found or (older and numbers)
 
 
 def key_of(item: pytest.Item) -> Key | None:
-    """Block and capability of a test; None where it has no such mark."""
+    """Block and capability of a test, or None if it is not marked."""
     mark = item.get_closest_marker("capability")
     if mark is None:
         return None
@@ -171,22 +173,22 @@ def key_of(item: pytest.Item) -> Key | None:
 
 
 def ours(block: str) -> bool:
-    """Whether a block is the package's own; others get the same tests and no row in the file."""
+    """Whether a block is part of the package; others are tested, too, but not recorded."""
     return find(block).cls.__module__.startswith("attnzoo.")
 
 
 def document(cells: Cells) -> str:
-    """docs/capabilities.md."""
+    """The text of docs/capabilities.md."""
     everything = [text for row in cells.values() for text in row.values()]
     green = sum(not text.startswith(NOT_GREEN) for text in everything)
     parts = [
         "# What works\n",
-        "Written by the test run (`pytest -m '' --write-capabilities`), never by hand; every run "
-        "of the suite\nholds each cell it meets to this table. `attnzoo show NAME` prints one "
-        "block's cells.\n",
-        f"{green} of {len(everything)} cells are green ({green / max(1, len(everything)):.1%}); "
-        "the others are explained below the\ntables. A number is the largest that was found to "
-        "work.\n",
+        "This page is written by the tests (`pytest -m '' --write-capabilities`), never by hand. A "
+        "test run fails\nif one of its results differs from these tables. `attnzoo show NAME` "
+        "prints the row of one block.\n",
+        f'{green} of {len(everything)} cells are "yes" or a number '
+        f"({green / max(1, len(everything)):.1%}); the others are explained at the end. A number\n"
+        'is the largest value that works. The meaning of "yes" is given below each table.\n',
     ]
     for group, meanings in capabilities.GROUPS.items():
         parts += [f"## {group}\n", *_table(cells, list(meanings))]
@@ -197,7 +199,7 @@ def document(cells: Cells) -> str:
         for capability, text in row.items()
         if text.startswith(NOT_GREEN)
     ]
-    return "\n".join([*parts, "## What does not, and why\n", "".join(notes) or "Nothing.\n"])
+    return "\n".join([*parts, "## What does not work, and why\n", "".join(notes) or "Nothing.\n"])
 
 
 def _table(cells: Cells, columns: Iterable[str]) -> list[str]:

@@ -110,8 +110,8 @@ class CTMSA(nn.Module):
         check.sequence(x, self.c, self.positions)
         if x.shape[-2] > self.length:
             raise ValueError(
-                f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}) and the block "
-                f"positions for length={self.length}; build it with length={x.shape[-2]}"
+                f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}); the block has "
+                f"positions for length={self.length}: build it with length={x.shape[-2]}"
             )
         y = downcast(fold(x), self.positions) + self.positions[: x.shape[-2]]
         for layer in self.layers:

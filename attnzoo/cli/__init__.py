@@ -1,4 +1,4 @@
-"""The command line, one file a command; `attnzoo COMMAND --help` prints its arguments."""
+"""The command line, one file per command; `attnzoo COMMAND --help` prints its arguments."""
 
 import argparse
 import os
@@ -9,19 +9,19 @@ from . import bench, compare, list, show, timm, verify
 
 EPILOG = """\
 examples:
-  attnzoo list --layout image          the image blocks, a line each
+  attnzoo list --layout image          the image blocks, one per line
   attnzoo list attention               blocks whose title or paper mentions "attention"
-  attnzoo show cbam                    paper, equation, arguments, costs of one block
+  attnzoo show cbam                    paper, equation, arguments and costs of one block
   attnzoo bench                        the table of all blocks on this machine
   attnzoo bench se cbam --c 256 --size 32 --out results
-  attnzoo compare main .               what this checkout changes, measured; 1 on a regression
+  attnzoo compare main .               how this checkout's times differ; status 1 on a regression
   attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
-  attnzoo verify                       every block against its authors' own numbers
+  attnzoo verify                       compare every block with results of its authors' code
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for a failed check, 2 for misuse."""
+    """Run the command line; returns the exit status: 0, 1 for a failed check, 2 for an error."""
     parser = _parser()
     options = parser.parse_args(argv)
     if not hasattr(options, "run"):

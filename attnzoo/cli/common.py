@@ -1,17 +1,17 @@
-"""What several commands share: aligned lines, and the check for an extra's packages."""
+"""Shared by several commands: aligned columns, and the check for optional packages."""
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows as lines, every column but the last as wide as its widest cell."""
+    """Rows as lines of aligned columns."""
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     for *head, tail in rows:
         yield "  ".join([*(f"{c:<{w}}" for c, w in zip(head, widths, strict=True)), tail]).rstrip()
 
 
 def needs_extra(command: str, *packages: str) -> None:
-    """Raise `ValueError` where the command's packages are not installed."""
+    """Raise `ValueError` if a package that the command needs is not installed."""
     if any(find_spec(package) is None for package in packages):
         raise ValueError(f'attnzoo {command} needs the bench extra: pip install "attnzoo[bench]"')

@@ -9,8 +9,8 @@ from .common import columns
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the command line."""
-    command = commands.add_parser("list", help="all blocks, or those that match, a line each")
-    command.add_argument("text", nargs="?", help="words to look for in name, title, paper and code")
+    command = commands.add_parser("list", help="list all blocks, or those that match")
+    command.add_argument("text", nargs="?", help="text to find in name, title, paper and code")
     command.add_argument("--layout", choices=get_args(registry.Layout), help="layout of the input")
     command.add_argument("--family", choices=get_args(registry.Family), help="kind of block")
     command.set_defaults(run=run)
@@ -22,5 +22,5 @@ def run(options: argparse.Namespace) -> int:
     rows = [(e.name, ", ".join(e.layouts), e.family, e.title) for e in map(registry.find, found)]
     for line in columns([("name", "layout", "family", "what"), *rows]):
         print(line)
-    print(f"{len(found)} block{'s' * (len(found) != 1)}; attnzoo show NAME tells more")
+    print(f"{len(found)} block{'s' * (len(found) != 1)}; attnzoo show NAME prints details")
     return 0

@@ -8,7 +8,7 @@ from .common import columns
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the command line."""
-    command = commands.add_parser("show", help="everything known of one block")
+    command = commands.add_parser("show", help="describe one block")
     command.add_argument("name", metavar="NAME")
     command.set_defaults(run=run)
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 def _macs(record: registry.Description) -> str:
     stated, executed = record.macs, record.macs_executed
     if stated is None:
-        return "" if executed is None else f", {executed:,} multiply-adds a sample"
+        return "" if executed is None else f", {executed:,} multiply-adds per sample"
     differs = executed is not None and executed != stated
     here = f"\n    {executed:,} multiply-adds as computed here" if differs else ""
-    return f", {stated:,} multiply-adds a sample{here}"
+    return f", {stated:,} multiply-adds per sample{here}"

@@ -8,9 +8,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the command to the command line."""
     command = commands.add_parser(
         "timm",
-        help="which networks of timm take a block as their attention layer",
+        help="list networks of timm that take a block as their attention layer",
         description="Build timm's networks with the block, on the meta device and without weights, "
-        "and list those that took it, each as soon as it is built.",
+        "and list those that use it, each as soon as it is built.",
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument("models", nargs="?", default="*", help="glob of timm's model names")
@@ -28,6 +28,6 @@ def run(options: argparse.Namespace) -> int:
         models.append(found.model)
         line = f"{found.model:<40}{found.call:<34}{found.blocks:>3} blocks"
         print(f"{line} {found.parameters:>12,} parameters", flush=True)
-    many = f"{len(models)} network{'s' * (len(models) != 1)}"
-    print(f"{many}; layer = attnzoo.attn_layer({options.name!r})")
+    count = f"{len(models)} network{'s' * (len(models) != 1)}"
+    print(f"{count}; layer = attnzoo.attn_layer({options.name!r})")
     return 0

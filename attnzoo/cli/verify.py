@@ -9,7 +9,7 @@ from .common import columns
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the command line."""
-    command = commands.add_parser("verify", help="re-run the authors' reference vectors, offline")
+    command = commands.add_parser("verify", help="compare blocks with their authors' results")
     command.add_argument("names", nargs="*", metavar="NAME", help="blocks to verify; default: all")
     command.set_defaults(run=run)
 

@@ -1,1 +1,1 @@
-"""Other people's libraries, a file each, imported only when called."""
+"""Integrations with other libraries, one file each; a library is imported only when used."""

@@ -1,4 +1,4 @@
-"""Blocks as the attention layers that timm's own builders call, and the networks that call them."""
+"""Blocks as attention layers of timm's networks, and the networks that take them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from ..validation import messages
 
 
 def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
-    """A block as timm's `attn_layer` or `se_layer`: called with channels, it builds.
+    """A constructor of the block to pass to timm as `attn_layer` or `se_layer`.
 
-    Further keywords that timm's builders pass (`rd_ratio`, `act_layer`, ...) are ignored, except
-    `device` and `dtype`.
+    timm calls it with the number of channels. Further keywords that timm's builders pass
+    (`rd_ratio`, `act_layer`, ...) are ignored, except `device` and `dtype`.
 
     The initialization of timm's EfficientNets requires a bias in every linear layer: pass
     `bias=True` for `se` and `qkv_bias=True` for `agent` there.
@@ -43,10 +43,10 @@ class CompatibleModel(NamedTuple):
 
 
 def compatible_models(name: str, pattern: str = "*", **config: Any) -> Iterator[CompatibleModel]:
-    """Networks of timm, of those whose names match a glob, that can be built with a block.
+    """Networks of timm whose names match a glob and that can be built with a block.
 
-    Each one is built, on the meta device and without weights. A network whose widths the block
-    refuses is left out, as is one without a place for an attention layer.
+    Each one is built, on the meta device and without weights. Networks whose widths the block
+    does not allow are left out, as are those without an attention layer to replace.
 
     Raises:
         ValueError: no such block, one that takes no image, or a glob that matches nothing.
@@ -70,9 +70,9 @@ def compatible_models(name: str, pattern: str = "*", **config: Any) -> Iterator[
 def _builder_keywords(
     file: str, layer: Callable[..., nn.Module]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `timm.create_model` is called with, by the file that defines the network.
+    """Keywords for `timm.create_model`, by the file that defines the network.
 
-    Three of timm's builders take a layer, each by another keyword.
+    Three of timm's builders take a layer, each by a different keyword.
     """
     if file in ("resnet", "res2net", "resnest", "sknet"):
         yield 'block_args={"attn_layer": layer}', {"block_args": {"attn_layer": layer}}
@@ -82,7 +82,7 @@ def _builder_keywords(
         yield "attn_layer=layer", {"attn_layer": layer}
 
 
-_FILLING = (
+_INITIALIZERS = (
     Tensor.normal_,
     Tensor.uniform_,
     Tensor.erfinv_,
@@ -93,14 +93,14 @@ _FILLING = (
 
 
 class _WithoutInitialization(TorchFunctionMode):
-    """Skips initial values, which take most of the time and which meta tensors do not hold."""
+    """Skips initialization, which takes most of the time and has no effect on meta tensors."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"]
-        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
+        return args[0] if func in _INITIALIZERS else func(*args, **(kwargs or {}))
 
 
 def _built(model: str, keywords: dict[str, Any]) -> nn.Module:

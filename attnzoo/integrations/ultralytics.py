@@ -6,11 +6,11 @@
     attnzoo.integrations.ultralytics.enable()
     model = YOLO("yolov8n-cbam.yaml")  # with rows such as  - [-1, 1, CBAM, [{reduction: 8}]]
 
-ultralytics looks a row's module up among its own names and gives channels to a fixed set of them
-only, which is where `KeyError: 'CBAM'` comes from. `enable` puts a step before its parser: a name
-that ultralytics lacks and the catalogue has becomes a class that builds the block with the
-channels of the layer it follows. Checkpoints hold the block itself and load wherever attnzoo is
-installed; building a network from its yaml, as training does, needs `enable` first.
+By itself, ultralytics finds only its own modules (else it raises `KeyError: 'CBAM'`), and passes
+channels to a fixed set of them. `enable` wraps its parser: a name that ultralytics does not know
+and the catalogue does becomes a class that builds the block with the channels of the layer before
+it. Checkpoints contain the block itself and load wherever attnzoo is installed; building a network
+from its yaml, as training does, needs `enable` first.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from torch import nn
 
 from .. import registry
 
-_PREFIX = "attnzoo."  # for a block whose name ultralytics has for a layer of its own
-_LIBRARIES = ("nn.", "torchvision.ops.")  # whose modules ultralytics takes by these prefixes
+_PREFIX = "attnzoo."  # names a block even if ultralytics has a layer of the same name
+_LIBRARIES = ("nn.", "torchvision.ops.")  # prefixes by which ultralytics finds other modules
 
 
 def enable() -> None:
     """Let ultralytics' model yamls name image blocks: `CBAM`, `cbam` or `attnzoo.cbam`.
 
-    A row is `[from, repeats, NAME, []]` or `[from, repeats, NAME, [{keyword: value, ...}]]`;
-    channels come from the layer it follows. Names that ultralytics itself has stay its own. Calling
-    it again changes nothing.
+    A row is `[from, repeats, NAME, []]` or `[from, repeats, NAME, [{keyword: value, ...}]]`; the
+    block gets the channels of the layer before it. Names that ultralytics knows keep their meaning.
+    Further calls have no effect.
 
     Raises:
         ModuleNotFoundError: ultralytics is not installed.
@@ -44,7 +44,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give ultralytics its own parser back."""
+    """Restore the original parser of ultralytics."""
     from ultralytics.nn import tasks
 
     tasks.parse_model = getattr(tasks.parse_model, "__wrapped__", tasks.parse_model)
@@ -62,16 +62,16 @@ def _with_blocks(parse: Callable[..., Any], tasks: ModuleType) -> Callable[..., 
         if entry is None:
             return row
         key = _PREFIX + entry.name
-        vars(tasks)[key] = _layer(entry, source, arguments)  # where the parser looks modules up
-        # it replaces text arguments by its variables of that name: `ch`, the channels of all
-        # layers so far, and `f`, the index of the layer this one follows
+        vars(tasks)[key] = _layer(entry, source, arguments)  # where the parser looks up modules
+        # The parser replaces string arguments by its variables of that name: `ch`, the channels of
+        # all layers so far, and `f`, the index of the layer before this one.
         return [source, repeats, key, ["ch", "f", *arguments]]
 
     return parse_model
 
 
 def _entry(name: str, known: dict[str, Any]) -> registry.Entry | None:
-    """The image block that a row means, or None where the name is ultralytics' to resolve."""
+    """The image block that a row names, or None if the name is one of ultralytics."""
     if not name.startswith(_PREFIX) and (name in known or name.startswith(_LIBRARIES)):
         return None
     classes = {registry.find(block).cls.__name__: block for block in registry.names()}
@@ -90,9 +90,9 @@ def _entry(name: str, known: dict[str, Any]) -> registry.Entry | None:
 
 
 def _layer(entry: registry.Entry, source: Any, arguments: list[Any]) -> type[nn.Module]:
-    """A class for the parser to call with its channels; what it makes is the block itself."""
+    """A class whose call, by the parser, returns the block itself."""
     if not isinstance(source, int):
-        raise ValueError(f"{entry.name} follows one layer, not from={source!r}; give one index")
+        raise ValueError(f"{entry.name} follows one layer, not from={source!r}; pass one index")
     if arguments and not (len(arguments) == 1 and isinstance(arguments[0], dict)):
         raise ValueError(
             f"{entry.name}: arguments {arguments!r} must be [] or one mapping of keywords, "
@@ -108,17 +108,17 @@ def _layer(entry: registry.Entry, source: Any, arguments: list[Any]) -> type[nn.
         _check_channels(entry, channels[index], given)
         return registry.build(entry.name, channels[index], **given)
 
-    # a module class by its type, since ultralytics' restricted loading takes nothing else
+    # A subclass of Module, since ultralytics' restricted loading accepts nothing else.
     return type(entry.name, (nn.Module,), {"__new__": new, "__module__": "attnzoo"})
 
 
 def _check_channels(entry: registry.Entry, c: int, config: dict[str, Any]) -> None:
-    """Refuses a block that changes the channels, which the parser assumes to stay."""
+    """Raise ValueError if the block changes the number of channels, which the parser relies on."""
     with torch.no_grad():
         block = registry.build(entry.name, c, **config, device="meta").eval()
         out = block(torch.empty(1, c, 64, 64, device="meta")).shape[1]
     if out != c:
         raise ValueError(
             f"{entry.name} with {config} turns {c} channels into {out}; in a model yaml a block "
-            f"must keep them"
+            f"must preserve them"
         )

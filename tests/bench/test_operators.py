@@ -80,7 +80,10 @@ def test_an_uncounted_operator_fails_its_row(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(block, "forward", lambda self, x: doubled(right(self, x)) / 2)
     row = run.perform(job.example_job("se", {}, Settings(size=4, min_time=0.01)))
     assert isinstance(row, Failure)
-    assert "UncountedOperatorError: operator attnzoo_tests.doubled.default is" in row.error
+    assert (
+        "UncountedOperatorError: operator attnzoo_tests.doubled.default has no cost formula"
+        in row.error
+    )
 
 
 def test_an_operator_of_ones_own_is_counted_as_registered(monkeypatch: pytest.MonkeyPatch) -> None:

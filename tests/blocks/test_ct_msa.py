@@ -166,5 +166,5 @@ def test_bad_configs_are_refused_in_words(config: dict, words: str) -> None:
 
 
 def test_more_steps_than_positions_are_refused_in_words() -> None:
-    with pytest.raises(ValueError, match=r"13 steps .* length=12; build it with length=13"):
+    with pytest.raises(ValueError, match=r"13 steps .* length=12: build it with length=13"):
         made(c=8, length=12)(torch.randn(1, 13, 8, dtype=torch.float64))

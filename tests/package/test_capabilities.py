@@ -1,4 +1,4 @@
-"""The capability matrix as a record: whole, true to its document, and shown to users."""
+"""The recorded capability matrix: it is complete, and its document and limits agree with it."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from attnzoo import capabilities
 
 from matrix import DOCUMENT, Matrix, document, ours
 
-# Cells of new blocks whose slow tests fail or have no outcome yet; an empty set is the aim.
+# Cells of new blocks whose slow tests fail or have not been run yet; it should be empty.
 NOT_RECORDED = {
     ("carafe_stack", "inductor"),
     ("implicit", "onnx_dynamic"),
@@ -25,25 +25,26 @@ def test_every_cell_is_recorded() -> None:
     assert absent == NOT_RECORDED
 
 
-def test_the_document_is_that_of_the_cells() -> None:
+def test_the_document_shows_the_recorded_cells() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document(capabilities.recorded())
 
 
-def test_nearly_every_cell_is_green() -> None:
+def test_at_most_two_percent_of_cells_are_no() -> None:
     cells = [text for row in capabilities.recorded().values() for text in row.values()]
     assert sum(text.startswith("no: ") for text in cells) <= 0.02 * len(cells)
 
 
-def test_a_stated_limit_is_the_recorded_one() -> None:
+def test_the_limits_of_entries_are_recorded() -> None:
     for block, row in capabilities.recorded().items():
         for capability, reason in attnzoo.registry.find(block).limits.items():
             assert row[capability] == f"no: {reason}", block
 
 
-def ran(matrix: Matrix, test: str, outcome: str = "passed", said: str | None = None) -> None:
-    said_so = [("cell_key", ("se", "compile")), *([("cell", said)] if said else [])]
+def report(matrix: Matrix, test: str, outcome: str = "passed", text: str | None = None) -> None:
+    """Tell the plugin the outcome of a test, and the text that the test recorded."""
+    properties = [("cell_key", ("se", "compile")), *([("cell", text)] if text else [])]
     matrix.pytest_runtest_logreport(
-        pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", user_properties=said_so)  # type: ignore[arg-type]
+        pytest.TestReport(test, ("", 0, ""), {}, outcome, None, "call", user_properties=properties)  # type: ignore[arg-type]
     )
 
 
@@ -57,24 +58,24 @@ def matrix() -> Matrix:
 
 
 def test_a_cell_is_yes_when_all_its_tests_passed(matrix: Matrix) -> None:
-    ran(matrix, "a")
+    report(matrix, "a")
     assert matrix.cells() == {}
-    ran(matrix, "b")
+    report(matrix, "b")
     assert matrix.cells() == {("se", "compile"): "yes"}
     assert matrix.differences() == []
 
 
-def test_a_cell_that_differs_is_told(matrix: Matrix) -> None:
-    ran(matrix, "a", said="no: it was asked not to")
-    ran(matrix, "b")
+def test_a_differing_cell_is_reported(matrix: Matrix) -> None:
+    report(matrix, "a", text="no: it fails")
+    report(matrix, "b")
     (line,) = matrix.differences()
-    assert line == ("se, compile: the run says 'no: it was asked not to', capabilities.json 'yes'")
+    assert line == "se, compile: 'no: it fails' in this run, 'yes' in capabilities.json"
 
 
-def test_neither_a_failure_nor_a_skip_makes_a_cell(matrix: Matrix) -> None:
-    ran(matrix, "a")
-    ran(matrix, "b", "failed")
+def test_failed_and_skipped_tests_determine_no_cell(matrix: Matrix) -> None:
+    report(matrix, "a")
+    report(matrix, "b", "failed")
     assert matrix.cells() == {}
     assert matrix.problems == []
-    ran(matrix, "a", "skipped")
-    assert matrix.problems == ["a was skipped; only a limit of the entry excuses"]
+    report(matrix, "a", "skipped")
+    assert matrix.problems == ["a was skipped; only a limit in the entry allows that"]

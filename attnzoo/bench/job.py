@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from .. import __version__
 from ..registry import Entry, InputSize, find
 from ..testing.inputs import call, make_inputs
+from ..validation.tensors import map_tensors
 from .row import Failure
 from .settings import CHANNELS, SIZES, Settings
 
@@ -28,19 +29,27 @@ class Job:
     at: InputSize
     settings: Settings
 
-    def identity(self) -> str:
-        """What its row's or its failure's `identity()` will be."""
-        return self.failed("").identity()
-
     def failed(self, error: str) -> Failure:
         """The job's failure, with as much of its identity as is known."""
         return Failure(block=self.block, error=error, known=self.known())
 
+    def identity(self) -> dict[str, Any]:
+        """What its row's or its failure's `identity()` will be."""
+        return self.failed("").identity()
+
     def known(self) -> dict[str, Any]:
         """Its identity's fields, but block and schema; no layout and shape if the config is bad."""
         settings, entry = self.settings, find(self.block)
-        return {
-            **_workload(entry, self.config, self.at),
+        fields: dict[str, Any] = {"config": _plain(self.config)}
+        with contextlib.suppress(Exception):  # to be raised again where it is performed
+            bound = entry.bind(**self.config)
+            inputs = make_inputs(entry, bound, self.at, device="meta")
+            fields = {
+                "shape": _plain(map_tensors(lambda tensor: list(tensor.shape), inputs)),
+                "config": _plain(bound),
+                "layout": bound.get("layout", entry.layouts[0]),
+            }
+        return fields | {
             "device": str(torch.device(settings.device)),
             "device_name": _device_name(settings.device),
             "dtype": settings.dtype,
@@ -52,24 +61,6 @@ class Job:
             "python": platform.python_version(),
             "attnzoo": __version__,
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """The job for another process."""
-        return {
-            "block": self.block,
-            "config": plain(self.config),
-            "at": list(self.at),
-            "settings": asdict(self.settings),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Job":
-        """The job that `to_json` wrote."""
-        settings = dict(data["settings"])
-        if isinstance(settings["size"], list):
-            settings["size"] = tuple(settings["size"])
-        at, made = InputSize(*data["at"]), Settings(**settings)
-        return cls(block=data["block"], config=data["config"], at=at, settings=made)
 
 
 def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
@@ -122,24 +113,9 @@ def _runs(entry: Entry, config: Mapping[str, Any], at: InputSize) -> bool:
     return True
 
 
-def _workload(entry: Entry, config: Mapping[str, Any], at: InputSize) -> dict[str, Any]:
-    fields: dict[str, Any] = {"config": plain(config)}
-    with contextlib.suppress(Exception):  # to be raised again where it is performed
-        bound = entry.bind(**config)
-        inputs = make_inputs(entry, bound, at, device="meta")
-        fields["shape"] = {
-            key: [list(t.shape) for t in value] if isinstance(value, list) else list(value.shape)
-            for key, value in inputs.items()
-        }
-        fields["config"] = plain(bound)
-        fields["layout"] = bound.get("layout", entry.layouts[0])
-    return fields
-
-
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON has it: lists for tuples."""
-    values: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return values
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: lists for tuples."""
+    return json.loads(json.dumps(value))
 
 
 @functools.cache

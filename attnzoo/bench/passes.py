@@ -47,61 +47,45 @@ class Bound:
     """A block bound to its inputs: its passes, and what its training step derives."""
 
     block: nn.Module
-    run: nn.Module  # the block, or what torch.compile made of it
     inputs: Inputs
-    wanted: dict[str, Tensor]  # leaves that get a gradient, by name
+    wanted: dict[str, Tensor]  # leaves, by the name of their gradient
     grads: list[Tensor]  # fixed gradients of the outputs that want one
     passes: Passes
-    eager: Passes  # the same before a compiler or a graph took them over: what can be counted
-    allocating: Pass  # the training step as it is before a graph takes over its memory
+    uncaptured: Passes  # the same before a CUDA graph took over their memory
+    eager: Passes  # the same before a compiler took them over: what can be counted
     compile_seconds: float | None
 
 
 def bind(entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> Bound:
     """Compile or capture where asked for, and call every pass once, so that all shapes are warm."""
-    run = block
+    wanted = {f"gradient of input {i}": t for i, t in enumerate(tensors(inputs)) if t.requires_grad}
+    for key, parameter in block.named_parameters():
+        if parameter.requires_grad:
+            wanted[f"gradient of the parameter {key}"] = parameter
+    grads: list[Tensor] = []
+    eager = passes = _passes(block, block, inputs, wanted, grads, settings)
     if settings.mode == "compiled":
-        torch.compiler.reset()  # a run of many rows must not end at the limit of recompilations
-        whole = WHOLE_GRAPH not in entry.limits
-        # Without its caches, else compile_seconds tells of an earlier run.
-        options: dict[str, Any] = {"force_disable_caches": True}
-        run = torch.compile(block, dynamic=False, fullgraph=whole, options=options)  # type: ignore[assignment]
-    wanted = {f"input {i}": t for i, t in enumerate(tensors(inputs)) if t.requires_grad}
-    wanted |= {f"parameter {key}": p for key, p in block.named_parameters() if p.requires_grad}
+        passes = _passes(block, _compiled(entry, block), inputs, wanted, grads, settings)
     start = time.perf_counter()
-    grads = _output_gradients(block, run, inputs, settings)
-    passes = _passes(block, run, inputs, list(wanted.values()), grads, settings)
-    for one in passes:
+    for one in reversed(passes):
         with one.ready() as step:
             step()
     seconds = time.perf_counter() - start if settings.mode == "compiled" else None
-    allocating = passes.training
-    eager = passes
-    if run is not block:
-        eager = _passes(block, block, inputs, list(wanted.values()), grads, settings)
+    uncaptured = passes
     if settings.mode == "cudagraph":
         passes = Passes(*(_captured(one, settings.device) for one in passes))
-    return Bound(block, run, inputs, wanted, grads, passes, eager, allocating, seconds)
-
-
-def _output_gradients(
-    block: nn.Module, run: nn.Module, inputs: Inputs, settings: Settings
-) -> list[Tensor]:
-    positional, keywords = arguments(block, inputs)
-    block.train()
-    with settings.precision():
-        output = run(*positional, **keywords)
-    return [torch.randn_like(t) for t in tensors(output) if t.requires_grad]
+    return Bound(block, inputs, wanted, grads, passes, uncaptured, eager, seconds)
 
 
 def _passes(
     block: nn.Module,
     run: nn.Module,
     inputs: Inputs,
-    wanted: list[Tensor],
+    wanted: dict[str, Tensor],
     grads: list[Tensor],
     settings: Settings,
 ) -> Passes:
+    """The passes of `run`, the block or what a compiler made of it; the first draws `grads`."""
     positional, keywords = arguments(block, inputs)
 
     def forward() -> Any:
@@ -110,11 +94,21 @@ def _passes(
 
     def training() -> tuple[Any, tuple[Tensor | None, ...]]:
         output = forward()
-        return output, derived(output, wanted, grads)
+        if not grads:
+            grads.extend(torch.randn_like(t) for t in tensors(output) if t.requires_grad)
+        return output, derived(output, list(wanted.values()), grads)
 
     return Passes(
         Pass(block, False, forward), Pass(block, True, forward), Pass(block, True, training)
     )
+
+
+def _compiled(entry: Entry, block: nn.Module) -> nn.Module:
+    torch.compiler.reset()  # a run of many rows must not end at the limit of recompilations
+    # Without its caches, else compile_seconds tells of an earlier run.
+    options: dict[str, Any] = {"force_disable_caches": True}
+    whole = WHOLE_GRAPH not in entry.limits
+    return torch.compile(block, dynamic=False, fullgraph=whole, options=options)  # type: ignore[return-value]
 
 
 def _captured(one: Pass, device: str) -> Pass:

@@ -1,17 +1,40 @@
-"""The row of the benchmark: what is written, read back and compared. Version 2."""
+"""The row of the benchmark: what is written, read back, compared and shown. Version 2.
 
-import json
+A field names the column that shows it, so that records, tables and pages say the same of it.
+"""
+
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 from ..registry import Layout
-from .checked import Checked, annotations
+from ..validation.types import Total, fit
+from .columns import (
+    Column,
+    bound,
+    column,
+    keywords,
+    number,
+    quoted,
+    shapes,
+    size,
+    time,
+    whole,
+    word,
+)
 
 SCHEMA = 2
 Mode = Literal["eager", "compiled", "cudagraph"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Roof = Literal["bandwidth", "compute", "launch"]
+
+
+class Checked:
+    """Base of a dataclass that fits its values to their annotations, or refuses them in words."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, fit(name, getattr(self, name), hint))
 
 
 @dataclass(frozen=True)
@@ -33,9 +56,9 @@ class Identity(Checked):
 
     schema: int = SCHEMA
     block: str
-    layout: Layout
-    config: dict[str, Any]  # plain JSON values
-    shape: dict[str, Any]  # input shapes by argument
+    layout: Layout = column("layout", "layout of the input", word)
+    shape: dict[str, Any] = column("shape", "shapes of the inputs, the batch first", shapes)
+    config: dict[str, Any] = column("config", "the block's keywords", keywords)
     device: str
     device_name: str
     dtype: str
@@ -47,47 +70,105 @@ class Identity(Checked):
     python: str
     attnzoo: str
 
-    def identity(self) -> str:
-        """The fields of `Identity` as one line of JSON, the same for a job, its row or failure."""
-        return _line({name: getattr(self, name) for name in IDENTITY})
+    def identity(self) -> dict[str, Any]:
+        """The fields of `Identity`, the same for a job, its row and its failure."""
+        return {item.name: getattr(self, item.name) for item in fields(Identity)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Identity):
     """What one block costs at one size on one machine. Work is that of one sample of the batch."""
 
-    params: int
-    macs: int  # multiply-adds of a forward pass, by the authors' published arithmetic
-    macs_executed: int  # those of the forward call that is timed
-    macs_executed_training: int  # those of the training step that is timed
-    elementwise: int  # elementwise and reduction operations of the forward call that is timed
-    elementwise_training: int
-    fvcore_macs: int | None  # what fvcore counts of the forward pass; None without fvcore
+    latency_forward: Latency = column(
+        "forward ms",
+        "the batch in eval mode under inference_mode: the least time (20th to 80th percentile); ~ "
+        "where no two rounds of samples reached it",
+        time,
+        2,
+    )
+    latency_training: Latency = column("fwd+bwd ms", "forward and backward in train mode", time, 2)
+    macs: Total = column(
+        "MACs",
+        "multiply-adds of one sample's forward pass by the authors' arithmetic: convolutions, "
+        "matrix products, attention; one MAC is two FLOPs",
+        whole,
+        3,
+    )
+    params: Total = column("params", "parameters", whole, 3)
+    memory_saved_bytes: Total = column(
+        "saved",
+        "bytes that autograd keeps between forward and backward, parameters, inputs and outputs "
+        "aside",
+        size,
+        5,
+    )
+    roof_forward: Roof  # the highest of the bounds from below
+    roof_forward_fraction: float = column(
+        "roof",
+        "the highest of three bounds (memory bandwidth, matrix rate, launching of operators) and "
+        "how much of the forward pass's time it explains; none where that is below 30 %",
+        bound,
+        4,
+    )
+    bytes_forward: Total = column(
+        "min bytes",
+        "bytes that any implementation must move in a forward pass over the batch: input, output, "
+        "parameters",
+        size,
+        6,
+    )
+    memory_peak_bytes: Total | None = column(
+        "peak", "most bytes that a training step holds beyond its start; CUDA only", size, 5
+    )
+    latency_forward_device: Latency | None = column(
+        "device ms", "the forward pass on the device alone, behind a blocked stream", time, 3
+    )
+    latency_training_device: Latency | None = column(
+        "device fwd+bwd ms", "the same of forward and backward", time
+    )
+    latency_forward_cold: Latency | None = column(
+        "cold ms", "the same of the forward pass with an empty L2 cache", time, 4
+    )
+    latency_training_cold: Latency | None = column(
+        "cold fwd+bwd ms", "the same of forward and backward with an empty L2 cache", time
+    )
+    compile_seconds: float | None = column(
+        "compile s", "seconds of the first, compiling calls; in none of the times", number, 4
+    )
+    roof_training: Roof
+    roof_training_fraction: float = column(
+        "roof fwd+bwd", "the same bounds of forward and backward", bound
+    )
+    latency_train_forward: Latency = column(
+        "train fwd ms", "the forward pass in train mode, recorded", time
+    )
+    macs_executed: Total = column(
+        "MACs run", "multiply-adds of the forward call that is timed, a sample", whole
+    )
+    macs_executed_training: Total = column(
+        "MACs run fwd+bwd", "the same of the training step", whole
+    )
+    elementwise: Total = column(
+        "elementwise", "elementwise and reduction operations of the forward call", whole
+    )
+    elementwise_training: Total
+    fvcore_macs: Total | None = column(
+        "fvcore",
+        "what fvcore counts of one sample's forward pass, and the products it passes over",
+        quoted,
+    )
     fvcore_misses: dict[str, Any]  # multiply-adds that it passes over, by operator
-    bytes_forward: int  # what any implementation must move for the batch: input, output, parameters
-    bytes_training: int  # plus their gradients
-    latency_forward: Latency  # eval mode under torch.inference_mode
-    latency_train_forward: Latency  # train mode, autograd recording
-    latency_training: Latency  # forward and backward in train mode
-    latency_forward_device: Latency | None  # what the device itself works; CUDA only
-    latency_training_device: Latency | None
-    latency_forward_cold: Latency | None  # the same behind a flushed L2 cache, on request
-    latency_training_cold: Latency | None
-    compile_seconds: float | None  # of the first calls, apart from every latency; None when eager
-    memory_saved_bytes: int  # kept by autograd between forward and backward
-    memory_peak_bytes: int | None  # of a training step, above what was there before; CUDA only
+    bytes_training: Total = column(
+        "min bytes fwd+bwd", "min bytes with the gradients of all three", size
+    )
     roof_bandwidth: float  # bytes per second of a copy of the row's size, measured in this run
     roof_macs: float  # multiply-adds per second of a large matrix product in this dtype
     roof_launch_us: float  # microseconds of one operator call on next to nothing
-    roof_forward: Roof  # the highest of the bounds from below
-    roof_forward_fraction: float  # of latency_forward that it explains
-    roof_training: Roof
-    roof_training_fraction: float
     checked_error: float  # largest relative error of outputs and gradients here, in this run
     checked_limit: float
     load: float  # processes that wanted a processor, for each there is, when the row was measured
     sm_clock_mhz: float | None  # median while timing; CUDA only
-    throttle: str | None  # why samples were thrown away, "none" where none was; CUDA only
+    throttle: str | None = column("throttle", "why samples were thrown away; CUDA only", word)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON values, the parts of each latency beside each other."""
@@ -95,7 +176,7 @@ class Row(Identity):
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in LATENCIES:
-                row |= {f"{item.name}{end}": getattr(value, key, None) for key, end in _ENDS}
+                row |= {f"{item.name}{end}": getattr(value, key, None) for key, end in ENDS.items()}
             else:
                 row[item.name] = value
         return row
@@ -109,20 +190,29 @@ class Failure(Checked):
     error: str
     known: dict[str, Any] = field(default_factory=dict)  # other fields of its identity
 
-    def identity(self) -> str:
-        """What is known of its identity as one line of JSON, equal to its job's."""
-        return _line({"schema": SCHEMA, "block": self.block, **self.known})
+    def identity(self) -> dict[str, Any]:
+        """What is known of its identity, equal to its job's."""
+        return {"schema": SCHEMA, "block": self.block, **self.known}
 
     def to_json(self) -> dict[str, Any]:
         """The failure as plain JSON values."""
-        return {"schema": SCHEMA, "block": self.block, **self.known, "error": self.error}
+        return {**self.identity(), "error": self.error}
 
 
 Result = Row | Failure
-_ENDS = [(item.name, "_ms" if item.name == "best" else f"_{item.name}") for item in fields(Latency)]
-_ENDS = [(k, f"{end}_ms" if k in ("p20", "median", "p80") else end) for k, end in _ENDS]
-IDENTITY = tuple(item.name for item in fields(Identity))
-LATENCIES = tuple(name for name in annotations(Row) if name.startswith("latency_"))
+LATENCIES = tuple(item.name for item in fields(Row) if item.name.startswith("latency_"))
+ENDS = {"best": "_ms", "p20": "_p20_ms", "median": "_median_ms", "p80": "_p80_ms"}
+ENDS |= {key: f"_{key}" for key in ("samples", "disturbed", "settled")}
+
+
+def columns() -> list[Column]:
+    """The columns that fields have, the row's own before those of its identity."""
+    own = [item for item in fields(Row) if "column" in item.metadata]
+    own.sort(key=lambda item: item.name in Identity.__dataclass_fields__)
+    return [
+        replace(item.metadata["column"], key=item.name + "_ms" * (item.name in LATENCIES))
+        for item in own
+    ]
 
 
 def from_json(data: Mapping[str, Any]) -> Result:
@@ -138,12 +228,8 @@ def from_json(data: Mapping[str, Any]) -> Result:
             del rest["schema"]
             return Failure(block=rest.pop("block", ""), error=rest.pop("error"), known=rest)
         for name in LATENCIES:
-            parts = {key: rest.pop(f"{name}{end}", None) for key, end in _ENDS}
+            parts = {key: rest.pop(f"{name}{end}", None) for key, end in ENDS.items()}
             rest[name] = None if parts["best"] is None else Latency(**parts)
         return Row(**rest)
-    except TypeError as error:  # a field too much or too few, or of another kind
+    except (TypeError, ValueError) as error:  # a field too much or too few, or of another kind
         raise ValueError(f"row of {data.get('block')}: {error}") from None
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)

@@ -50,21 +50,20 @@ def row(job: Job) -> Row:
         if settings.channels_last:
             inputs = to_channels_last(entry, block, inputs)
         bound = passes.bind(entry, block, leaves(inputs), settings)
-        checked = correct.check(entry, config, bound, settings)
+        checker = correct.Checker(entry, config, bound, settings)
+        error = checker.check()
         costs = _costs(job, config, bound)
         times = latencies(bound.passes, settings)
-        correct.check_again(entry, bound, checked, settings)
-        works = _works(costs, times, bound, settings)
+        checker.check_again()
         return Row(
             block=job.block,
             **job.known(),
             **costs,
             **times,
-            **roofline.verdict(works, settings),
-            **_memory(bound, settings),
+            **roofline.verdict(_works(costs, times, bound, settings), settings),
             compile_seconds=bound.compile_seconds,
-            checked_error=checked.error,
-            checked_limit=checked.limit,
+            checked_error=error,
+            checked_limit=checker.limit,
             load=load(),
         )
 
@@ -76,18 +75,16 @@ def latencies(bound: passes.Passes, settings: Settings) -> dict[str, Any]:
     for name, one in bound._asdict().items():
         kinds: dict[str, cuda.Kind] = {"": "wall"}
         if name != "train_forward":
-            kinds["_device"] = "device"
-            if settings.cold:
-                kinds["_cold"] = "cold"
-            found |= {f"latency_{name}_device": None, f"latency_{name}_cold": None}
+            kinds |= {"_device": "device", "_cold": "cold"}
         with one.ready() as step:
-            if clocks is None:
-                found[f"latency_{name}"] = clock.latency(step, settings.min_time)
-                continue
             for end, kind in kinds.items():
-                found[f"latency_{name}{end}"] = cuda.latency(
-                    step, settings.device, settings.min_time, kind, clocks
-                )
+                taken: Latency | None = None
+                if clocks is not None and (kind != "cold" or settings.cold):
+                    device, seconds = settings.device, settings.min_time
+                    taken = cuda.latency(step, device, seconds, kind, clocks)
+                elif clocks is None and kind == "wall":
+                    taken = clock.latency(step, settings.min_time)
+                found[f"latency_{name}{end}"] = taken
     return {
         **found,
         "sm_clock_mhz": clocks.mhz if clocks else None,
@@ -104,25 +101,33 @@ def load() -> float:
 
 def _costs(job: Job, config: dict[str, Any], bound: Bound) -> dict[str, Any]:
     """The row's counts, of the very calls that are timed."""
-    batch = next(tensors(bound.inputs)).shape[0]
-    works = {}
+    block, batch, works = bound.block, _batch(bound), {}
     for name in ("forward", "training"):
         with getattr(bound.eager, name).ready() as step:
             works[name] = counter.count(step)
     with bound.passes.forward.ready() as step:
-        traffic = counter.traffic(bound.block.parameters(), bound.inputs, step())
+        traffic = counter.traffic(block.parameters(), bound.inputs, step())
+    outside = (*block.parameters(), *block.buffers(), *tensors(bound.inputs))
+    with bound.uncaptured.train_forward.ready() as step:
+        saved = counter.saved_bytes(step, outside)
+    peak = None
+    if job.settings.kind == "cuda":
+        with bound.uncaptured.training.ready() as step:
+            peak = cuda.peak_bytes(step, job.settings.device)
     executed = round(works["forward"].macs / batch)
     published = find(job.block).closed_form(job.at, **config)
     return {
-        "params": sum(p.numel() for p in bound.block.parameters()),
+        "params": sum(p.numel() for p in block.parameters()),
         "macs": executed if published.macs is None else published.macs,
         "macs_executed": executed,
         "macs_executed_training": round(works["training"].macs / batch),
         "elementwise": round(works["forward"].elementwise / batch),
         "elementwise_training": round(works["training"].elementwise / batch),
-        **_fvcore(bound),
         "bytes_forward": traffic.forward,
         "bytes_training": traffic.training,
+        "memory_saved_bytes": saved,
+        "memory_peak_bytes": peak,
+        **_fvcore(bound),
     }
 
 
@@ -138,25 +143,22 @@ def _fvcore(bound: Bound) -> dict[str, Any]:
 def _works(
     costs: dict[str, Any], times: dict[str, Any], bound: Bound, settings: Settings
 ) -> dict[str, roofline.Work]:
-    batch = next(tensors(bound.inputs)).shape[0]
-    macs = {"forward": "macs_executed", "training": "macs_executed_training"}
     return {
         name: roofline.Work(
             bytes=costs[f"bytes_{name}"],
-            macs=costs[macs[name]] * batch,
+            macs=costs[executed] * _batch(bound),
             calls=roofline.calls(getattr(bound.passes, name), settings),
             seconds=times[f"latency_{name}"].best / 1e3,
         )
-        for name in macs
+        for name, executed in (
+            ("forward", "macs_executed"),
+            ("training", "macs_executed_training"),
+        )
     }
 
 
-def _memory(bound: Bound, settings: Settings) -> dict[str, Any]:
-    with settings.precision():
-        saved = work.saved_bytes(bound.run.train(), bound.inputs)
-    with bound.allocating.ready() as step:
-        peak = cuda.peak_bytes(step, settings.device) if settings.kind == "cuda" else None
-    return {"memory_saved_bytes": saved, "memory_peak_bytes": peak}
+def _batch(bound: Bound) -> int:
+    return next(tensors(bound.inputs)).shape[0]
 
 
 @contextlib.contextmanager

@@ -2,51 +2,52 @@
 
 import contextlib
 import datetime
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from . import run, store
-from .child import Child, ChildError, row_process
 from .job import Job
-from .row import Result, Row, from_json
+from .row import Result, Row
 
 RANKS_APART = datetime.timedelta(days=7)  # a rank may be hours ahead of another
 
 
-@dataclass
-class Performer:
-    """Performs jobs: here, or with a timeout or a process a row in another process."""
+def perform_apart(job: Job, timeout: float | None, imports: Sequence[str]) -> Result:
+    """The job's row from a process of its own, ended after so many seconds.
 
-    timeout: float | None = None
-    isolate: bool = False
-    imports: Sequence[str] = ()
-    _child: Child | None = field(default=None, init=False)
+    Whatever happens to that process becomes a failure of the job.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_row, args=(job, imports, sender))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(timeout):
+            return job.failed(f"stopped: no answer within {timeout:g} seconds")
+        return cast(Result, receiver.recv())
+    except EOFError:
+        process.join()
+        return job.failed(f"stopped: its process ended with status {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
 
-    def perform(self, job: Job) -> Result:
-        """The job's row or failure, whatever happens to the process that made it."""
-        if self.timeout is None and not self.isolate:
-            return run.perform(job)
-        self._child = self._child or row_process(self.imports)
-        try:
-            return from_json(self._child.ask(job.to_json(), self.timeout))
-        except ChildError as error:
-            self._child = None
-            return job.failed(f"stopped: {error}")
-        finally:
-            if self.isolate:
-                self.close()
 
-    def close(self) -> None:
-        """End the other process."""
-        if self._child is not None:
-            self._child.close()
-        self._child = None
+def _send_row(job: Job, imports: Sequence[str], sender: Connection) -> None:
+    for name in imports:
+        import_module(name)
+    sender.send(run.perform(job))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def run_all(
     jobs: Sequence[Job],
     folder: Path | None,
     here: Ranks,
-    performer: Performer,
+    perform: Callable[[Job], Result],
     resume: bool,
     progress: Callable[[str], None],
 ) -> tuple[list[Result], str]:
@@ -103,20 +104,20 @@ def run_all(
 
     Rows are on disk as they come where there is a folder, which then keeps every rank's.
     """
-    order = [store.key(job.identity()) for job in jobs]
     found: list[Result] = []
     if folder is not None and here.rank == 0:
         found = store.begin(folder, jobs[0].known(), resume)
     here.wait()
     if folder is not None and here.rank:
         found = store.load(folder) if store.file_of(folder).exists() else []
-    done = {store.key(row.identity()) for row in found if isinstance(row, Row)}
+    done = {store.key(row) for row in found if isinstance(row, Row)}
+    order = [store.key(job) for job in jobs]
     left = [job for name, job in zip(order, jobs, strict=True) if name not in done]
-    stopped = ""
+    share, stopped = left[here.rank :: here.size], ""
     try:
-        for number, job in enumerate(left[here.rank :: here.size], 1):
-            progress(f"{job.block} ({number} of {len(left[here.rank :: here.size])})")
-            found.append(performer.perform(job))
+        for number, job in enumerate(share, 1):
+            progress(f"{job.block} ({number} of {len(share)})")
+            found.append(perform(job))
             if folder is not None:
                 store.append(store.file_of(folder, here.rank), found[-1])
         here.wait()
@@ -124,9 +125,7 @@ def run_all(
         stopped = "interrupted"
     except RuntimeError as error:
         stopped = f"a rank has ended early ({error})"
-    finally:
-        performer.close()
-        progress("")
+    progress("")
     if folder is not None and here.rank == 0:
         found = store.arranged(order, [*found, *store.load(folder)])
         store.join(folder, found)

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from ..registry import Entry, InputSize
 from ..validation import check
-from .checked import Checked
-from .row import Mode
+from ..validation.types import AtLeast, AtMost, Count, Positive
+from .row import Checked, Mode
 
-MOST_THREADS = 1024  # past a system's own limit OpenMP ends the process, with no error to catch
 # Where a table says something: bandwidth or arithmetic, not the launching of operators, and alike
 # for all blocks of a layout, so that their ranks compare.
 SIZES = {
@@ -21,6 +20,7 @@ SIZES = {
     "image_series": InputSize(batch=2, steps=24, height=16, width=16),
 }
 CHANNELS = {"image": 256, "sequence": 64, "image_series": 32}
+Threads = Annotated[int, AtLeast(1), AtMost(1024)]  # OpenMP ends the process past a system's limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,30 +48,18 @@ class Settings(Checked):
     autocast: bool = False
     channels_last: bool = False
     mode: Mode = "eager"
-    threads: int = 1
+    threads: Threads = 1
     cold: bool = False
-    batch: int | None = None
-    size: int | tuple[int, int] | None = None
-    steps: int | None = None
-    min_time: float = 0.2
+    batch: Count | None = None
+    size: Count | tuple[Count, Count] | None = None
+    steps: Count | None = None
+    min_time: Positive = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check.device("device", self.device)
-        if not 0 < self.min_time < float("inf"):
-            raise ValueError(f"min_time={self.min_time} must be a positive number of seconds")
         if self.kind == "meta":
             raise ValueError("device='meta' computes nothing; take one that does, such as 'cpu'")
-        sides = self.size if isinstance(self.size, tuple) else (self.size,)
-        for name, value in (
-            ("batch", self.batch),
-            ("steps", self.steps),
-            *(("size", s) for s in sides),
-        ):
-            if value is not None and not 1 <= value < 2**31:
-                raise ValueError(f"{name}={value} must be at least 1 and below 2**31")
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise ValueError(f"threads={self.threads} must be from 1 to {MOST_THREADS}")
         if self.autocast and self.dtype not in ("bfloat16", "float16"):
             raise ValueError(
                 f"autocast=True needs dtype='bfloat16' or 'float16', not {self.dtype!r}"

@@ -10,19 +10,26 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .row import Result, Row, from_json
 
 NAME = "bench.jsonl"
 PREVIOUS = "previous"  # where a fresh run sets an earlier run's files aside
-MACHINE = ("torch", "python", "attnzoo")  # rows of one file agree in these
+MACHINE = ("device_name", "torch", "python", "attnzoo")  # rows of one file agree in these
 
 
-def key(identity: str) -> str:
+class Identified(Protocol):
+    """A job, its row or its failure."""
+
+    def identity(self) -> dict[str, Any]:
+        """What is measured, where and with what."""
+
+
+def key(one: Identified) -> str:
     """An identity without the device's index: ranks share the rows over devices of one kind."""
-    known = json.loads(identity)
-    return json.dumps(known | {"device": known.get("device", "").split(":")[0]}, sort_keys=True)
+    known = one.identity()
+    return json.dumps(known | {"device": _kind(known)}, sort_keys=True)
 
 
 def file_of(folder: Path, rank: int = 0) -> Path:
@@ -33,7 +40,7 @@ def file_of(folder: Path, rank: int = 0) -> Path:
 def append(file: Path, row: Result) -> None:
     """Add a row, on disk when this returns."""
     with file.open("ab") as stream:
-        stream.write(json.dumps(row.to_json()).encode() + b"\n")
+        stream.write(_line(row))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -49,16 +56,13 @@ def load(path: Path) -> list[Result]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; `attnzoo bench --out DIR` writes {NAME}")
     text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
     try:
-        if text.lstrip()[:1] == "[":
-            items = json.loads(text, parse_constant=_no_constant)
-        else:
-            whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
-            items = [json.loads(line, parse_constant=_no_constant) for line in whole.splitlines()]
-        if not all(isinstance(item, dict) for item in items):
-            raise ValueError("it must be rows, each an object")
-        return [from_json(item) for item in items]
-    except (ValueError, RecursionError) as error:
+        items = [text] if text.lstrip()[:1] == "[" else whole.splitlines()
+        values = [json.loads(item, parse_constant=_no_constant) for item in items]
+        rows = [row for value in values for row in (value if isinstance(value, list) else [value])]
+        return [from_json(dict(row)) for row in rows]
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no result file: {error}") from None
 
 
@@ -78,16 +82,20 @@ def begin(folder: Path, wanted: Mapping[str, Any], resume: bool) -> list[Result]
             file.replace(folder / PREVIOUS / file.name)
         return []
     rows = load(folder) if files else []
-    for row in rows:
-        _require_alike(folder, json.loads(row.identity()), wanted)
+    for known in (row.identity() for row in rows):
+        for name in MACHINE[_kind(known) != _kind(wanted) :]:  # another device has another name
+            if known.get(name, wanted[name]) != wanted[name]:
+                raise ValueError(
+                    f"--resume: {folder / NAME} has rows with {name}={known[name]!r}, here it is "
+                    f"{wanted[name]!r}; name another folder, or leave --resume out to start anew"
+                )
     join(folder, rows)
     return rows
 
 
 def join(folder: Path, rows: Iterable[Result]) -> None:
     """Put rows in place of all that the ranks have written, in one step."""
-    lines = "".join(json.dumps(row.to_json()) + "\n" for row in rows)
-    replace(file_of(folder), lines.encode())
+    replace(file_of(folder), b"".join(map(_line, rows)))
     for file in _files(folder):
         if file != file_of(folder):
             file.unlink()
@@ -110,11 +118,10 @@ def arranged(order: Iterable[str], rows: Iterable[Result]) -> list[Result]:
     """
     found: dict[str, Result] = {}
     for row in rows:
-        name = key(row.identity())
-        if isinstance(row, Row) or not isinstance(found.get(name), Row):
-            found[name] = row
-    wanted = [name for name in dict.fromkeys(order) if name in found]
-    return [*(row for name, row in found.items() if name not in wanted), *map(found.get, wanted)]  # type: ignore[list-item]
+        if isinstance(row, Row) or not isinstance(found.get(key(row)), Row):
+            found[key(row)] = row
+    wanted = {name: found.pop(name) for name in dict.fromkeys(order) if name in found}
+    return [*found.values(), *wanted.values()]
 
 
 @contextlib.contextmanager
@@ -134,20 +141,16 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _require_alike(folder: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    names: tuple[str, ...] = MACHINE
-    if known.get("device", "").split(":")[0] == wanted["device"].split(":")[0]:
-        names = ("device_name", *MACHINE)
-    for name in names:
-        if known.get(name, wanted[name]) != wanted[name]:
-            raise ValueError(
-                f"--resume: {folder / NAME} has rows with {name}={known[name]!r}, here it is "
-                f"{wanted[name]!r}; name another folder, or leave --resume out to start anew"
-            )
-
-
 def _files(folder: Path) -> list[Path]:
     return [*folder.glob(NAME), *sorted(folder.glob("bench.rank*.jsonl"))]
+
+
+def _line(row: Result) -> bytes:
+    return json.dumps(row.to_json()).encode() + b"\n"
+
+
+def _kind(known: Mapping[str, Any]) -> str:
+    return str(known.get("device", "")).split(":")[0]
 
 
 def _no_constant(name: str) -> None:

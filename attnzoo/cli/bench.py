@@ -2,14 +2,18 @@
 
 import argparse
 import contextlib
+import itertools
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import registry
+from ..validation import check
 from .common import needs_extra
 from .compare import progress
 
@@ -31,7 +35,7 @@ examples:
 
 exit status: 0; 1 where a block has no time; 2 for misuse; 130 interrupted
 """
-FIXED = {"c": "c", "size": "size", "batch": "batch", "steps": "T"}  # options a sweep replaces
+SIZES = ("size", "steps", "batch")  # of the grid's keys, besides dtype and mode: for `Settings`
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -119,28 +123,34 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--timeout {options.timeout} must be a positive number of seconds")
     if options.out is not None:
         needs_extra("bench --out", "filelock", "matplotlib")
+    from ..bench import run as one
     from ..bench import runner
 
     for name in options.imports:
         _import(name)
+    perform = one.perform
+    if options.isolate or options.timeout is not None:
+        perform = partial(
+            runner.perform_apart, timeout=options.timeout, imports=tuple(options.imports)
+        )
     with runner.ranks() as here, contextlib.ExitStack() as kept:
         if here.rank == 0 and options.out is not None:
             _ready(options.out, kept)
         if options.out is None and here.size > 1:
             raise ValueError("with torchrun, name --out DIR: the ranks join their rows there")
-        plan = _plan(options, here)
+        jobs = _jobs(options, here)
         tell = progress if here.rank == 0 and sys.stderr.isatty() else lambda text: None
-        performer = runner.Performer(options.timeout, options.isolate, options.imports)
-        jobs = [job for job, _ in plan]
-        rows, stopped = runner.run_all(jobs, options.out, here, performer, options.resume, tell)
+        rows, stopped = runner.run_all(jobs, options.out, here, perform, options.resume, tell)
         if here.rank:
             return 1 if stopped else 0
-        return _report(options, rows, [point for _, point in plan], jobs, stopped)
+        return _report(options, rows, jobs, stopped)
 
 
-def _plan(options: argparse.Namespace, here: "Ranks") -> list[tuple["Job", dict[str, Any]]]:
-    """Every row that is asked for, in order, with the values its sweeps have there."""
-    from ..bench import report, settings, sweep
+def _jobs(options: argparse.Namespace, here: "Ranks") -> list["Job"]:
+    """Every row that is asked for, in order: each block at each point of the grid of options."""
+    from ..bench import report
+    from ..bench.job import example_job
+    from ..bench.settings import Settings
 
     report.require_titles(options.columns or ())
     known = registry.names(layout=options.layout, family=options.family)
@@ -149,41 +159,53 @@ def _plan(options: argparse.Namespace, here: "Ranks") -> list[tuple["Job", dict[
         registry.find(options.baseline)
     if not entries:
         raise ValueError(f"no block has layout {options.layout} and family {options.family}")
-    sweeps = [sweep.parse(text) for text in options.sweep]
-    sweep.require_known(sweeps, entries)
-    for option, key in FIXED.items():
-        if getattr(options, option) is not None and key in (each.key for each in sweeps):
-            raise ValueError(f"--{option} and --sweep {key}: give one of the two")
-    asked = [
-        settings.Settings(
-            device=here.device(options.device),
-            dtype=dtype,
-            mode=mode,
-            autocast=options.autocast,
-            channels_last=options.channels_last,
-            threads=options.threads,
-            cold=options.cold,
-            batch=options.batch,
-            size=options.size,
-            steps=options.steps,
-            min_time=options.time,
-        )
-        for dtype in options.dtype
-        for mode in options.mode
-    ]
-    fixed = {} if options.c is None else {"c": options.c}
-    return [
-        (sweep.job_at(entry, each, {**fixed, **point}), point)
-        for entry in entries
-        for point in sweep.points(sweeps)
-        for each in asked
-    ]
+    grid = {key: [value] for key in ("c", *SIZES) if (value := getattr(options, key)) is not None}
+    keywords = {key for entry in entries for key in entry.signature.parameters}
+    for text in options.sweep:
+        key, values = _sweep(text)
+        check.choice("--sweep", key, ["T", *SIZES, *sorted(keywords)])
+        key = "steps" if key == "T" else key
+        if key in grid:
+            raise ValueError(f"--sweep {text}: {key} has its values from another option already")
+        grid[key] = values
+    grid |= {"dtype": options.dtype, "mode": options.mode}
+    always = {
+        "device": here.device(options.device),
+        "min_time": options.time,
+        **{key: getattr(options, key) for key in ("autocast", "channels_last", "threads", "cold")},
+    }
+    jobs = []
+    for entry, *values in itertools.product(entries, *grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        chosen = {key: point.pop(key) for key in (*SIZES, "dtype", "mode") if key in point}
+        jobs.append(example_job(entry.name, point, Settings(**always, **chosen)))
+    return jobs
+
+
+def _sweep(text: str) -> tuple[str, list[Any]]:
+    """`c=32,64` as a key and its values, which are JSON, HxW, or text where they are neither."""
+    key, equals, rest = text.partition("=")
+    if not (key and equals and rest):
+        raise ValueError(f"--sweep {text!r} must be KEY=V1,V2,..., such as c=32,64,128")
+    try:
+        values = json.loads(f"[{rest}]")
+    except ValueError:
+        values = [_value(key, word) for word in rest.split(",")]
+    if any(value in values[:i] for i, value in enumerate(values)) or "" in values:
+        raise ValueError(f"--sweep {text!r}: each value must be there once")
+    return key, values
+
+
+def _value(key: str, word: str) -> Any:
+    try:
+        return _size(word) if key == "size" else json.loads(word)
+    except ValueError:
+        return word
 
 
 def _report(
     options: argparse.Namespace,
     rows: Sequence["Result"],
-    points: Sequence[dict[str, Any]],
     jobs: Sequence["Job"],
     stopped: str,
 ) -> int:
@@ -192,10 +214,9 @@ def _report(
     from ..bench.row import Failure
 
     print(report.terminal(rows, columns=options.columns, baseline=options.baseline))
-    by_key = {store.key(row.identity()): row for row in rows}
-    keys = [store.key(job.identity()) for job in jobs]
-    swept = [(by_key[k], p) for k, p in zip(keys, points, strict=True) if k in by_key]
-    for line in report.growth_lines(swept):
+    wanted = {store.key(job) for job in jobs}
+    swept = {text.partition("=")[0] for text in options.sweep}
+    for line in report.growth_lines([r for r in rows if store.key(r) in wanted], swept):
         print(line)
     if options.out is not None:
         command = shlex.join(["attnzoo", *sys.argv[1:]])

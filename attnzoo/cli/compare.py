@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import columns
 
 if TYPE_CHECKING:
+    from ..bench.compare import Change
     from ..bench.compare.sides import Code
 
 EXAMPLES = """\
@@ -44,8 +46,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--tolerance",
         type=float,
         metavar="SHARE",
-        help="how much slower, or larger in memory, is still no regression (of two versions 0.07, "
-        "so that a slow-down of a tenth is found; of result files 0.1)",
+        default=0.1,
+        help="how much slower, or larger in memory, is a regression (%(default)s)",
     )
     command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, ...")
     command.add_argument("--dtype", default="float32", help="float32, bfloat16, ...")
@@ -63,14 +65,14 @@ def run(options: argparse.Namespace) -> int:
     from ..bench.compare.sides import Rows, opened
 
     tolerance = options.tolerance
-    if tolerance is not None and not 0 <= tolerance < 10:
+    if not 0 <= tolerance < 10:
         raise ValueError(f"--tolerance {tolerance} must be from 0 to 10, such as 0.1")
     with opened(options.a) as a, opened(options.b) as b:
         if isinstance(a, Rows) and isinstance(b, Rows):
-            return _files(a.path, b.path, options, 0.1 if tolerance is None else tolerance)
+            return _files(a.path, b.path, options, tolerance)
         if isinstance(a, Rows) or isinstance(b, Rows):
             raise ValueError("A and B must both be result files, or both be versions that can run")
-        return _versions(a, b, options, 0.07 if tolerance is None else tolerance)
+        return _versions(a, b, options, tolerance)
 
 
 def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: float) -> int:
@@ -85,27 +87,13 @@ def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: floa
         Job(block=e.name, config=e.example, at=e.input_size, settings=settings) for e in entries
     ]
     tell = progress if sys.stderr.isatty() else lambda text: None
-    lines = [("block", "pass", "A ms", "B ms", "B / A", "null", "verdict")]
-    worse = 0
-    for one in session.measure(jobs, a, b, tolerance, tell):
-        worse += one.regression
-        mark = "REGRESSION" if one.regression else ""
-        if one.timing is None:
-            lines.append(
-                (one.block, one.what, "", "", "", "", f"{mark} {one.verdict} {one.error}".strip())
-            )
-            continue
-        t = one.timing
-        times = f"{1e3 * t.a:.4g}", f"{1e3 * t.b:.4g}", f"{t.ratio:.3f}", f"{t.drift:.3f}"
-        lines.append((one.block, one.what, *times, f"{mark} {one.verdict}".strip()))
+    changes = list(session.measure(jobs, a, b, tolerance, tell))
     tell("")
-    for line in columns(lines):
-        print(line)
-    print(
-        f"A: {a.name}; B: {b.name}; least times; null: a second copy of A over A. "
-        f"{_count(worse)} past {tolerance:.0%} and past the null"
+    return _printed(
+        changes,
+        f"A: {a.name}; B: {b.name}; least times; null: a second copy of A over A. A time has moved "
+        f"past {tolerance:.0%}, which is told to within 3%, and past the null",
     )
-    return 1 if worse else 0
 
 
 def _files(a: Path, b: Path, options: argparse.Namespace, tolerance: float) -> int:
@@ -117,22 +105,25 @@ def _files(a: Path, b: Path, options: argparse.Namespace, tolerance: float) -> i
         for side in (a, b)
     ]
     changes = pairing.compare(*rows, tolerance=tolerance, allow_different=options.allow_different)
-    lines = [("row", "quantity", "A", "B", "B / A", "verdict")]
-    for one in changes:
-        if one.verdict != "same":
-            ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
-            mark = f"{'REGRESSION ' * one.regression}{one.verdict}"
-            lines.append((one.row, one.quantity, _number(one.a), _number(one.b), ratio, mark))
-    if len(lines) > 1:
-        for line in columns(lines):
-            print(line)
-    worse = sum(change.regression for change in changes)
-    print(
-        f"{len({change.row for change in changes})} rows compared: "
-        f"{_count(worse) if len(lines) > 1 else 'nothing moved'}. Counts are compared exactly, "
-        f"memory past {tolerance:.0%}, times only past {max(tolerance, pairing.TIMES_PAST):.0%}: "
-        "compare two checkouts or revisions to measure smaller changes"
+    return _printed(
+        [change for change in changes if change.verdict != "same"],
+        f"{len({change.row for change in changes})} rows compared: counts exactly, memory past "
+        f"{tolerance:.0%}, times only past {max(tolerance, pairing.TIMES_PAST):.0%}: compare two "
+        "checkouts or revisions to measure smaller changes",
     )
+
+
+def _printed(changes: Sequence["Change"], meaning: str) -> int:
+    """Print a table and what it means; returns the exit status."""
+    lines = [("row", "quantity", "A", "B", "B / A", "null", "verdict")]
+    for one in changes:
+        ratio, null = ("" if v is None else f"{v:.3f}" for v in (one.ratio, one.null))
+        mark = f"{'REGRESSION ' * one.regression}{one.verdict} {one.error}".strip()
+        lines.append((one.row, one.quantity, _number(one.a), _number(one.b), ratio, null, mark))
+    for line in columns(lines) if changes else ["nothing moved"]:
+        print(line)
+    worse = sum(change.regression for change in changes)
+    print(f"{worse} regression{'s' * (worse != 1)}. {meaning}")
     return 1 if worse else 0
 
 
@@ -145,7 +136,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _count(worse: int) -> str:
-    return f"{worse} regression{'s' * (worse != 1)}"

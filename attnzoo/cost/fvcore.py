@@ -49,11 +49,11 @@ def fvcore_macs(
 def _by_operator(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], handles: Mapping[str, Any]
 ) -> Counter[str]:
-    from fvcore.nn import FlopCountAnalysis
-
     call = _TensorsOnly(module, args, dict(kwargs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every Python branch
+        from fvcore.nn import FlopCountAnalysis
+
         analysis = FlopCountAnalysis(call, tuple(tensors(args, dict(kwargs))))
         analysis.set_op_handle(**handles)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -105,7 +105,17 @@ class NotEmpty(NamedTuple):
         return len(value) > 0
 
 
-_Rule = AtLeast | AtMost | Above | Below | OddNumber | PerfectSquare | NotEmpty
+class Unbounded(NamedTuple):
+    """An int that may be 2**31 or more, as a number of bytes or operations may."""
+
+    def __str__(self) -> str:
+        return "of any size"
+
+    def allows(self, value: Any) -> bool:
+        return True
+
+
+_Rule = AtLeast | AtMost | Above | Below | OddNumber | PerfectSquare | NotEmpty | Unbounded
 
 Width = Annotated[int, AtLeast(1)]  # channels
 Count = Annotated[int, AtLeast(1)]  # heads, groups, taps, steps
@@ -114,6 +124,7 @@ NonNegative = Annotated[int, AtLeast(0)]
 Odd = Annotated[int, AtLeast(1), OddNumber()]  # kernel sizes
 Rate = Annotated[float, AtLeast(0), Below(1)]  # of dropout
 Positive = Annotated[float, Above(0)]
+Total = Annotated[int, AtLeast(0), Unbounded()]  # of bytes, multiply-adds, samples
 Counts = Annotated[tuple[Count, ...], NotEmpty()]
 Odds = Annotated[tuple[Odd, ...], NotEmpty()]
 
@@ -133,7 +144,9 @@ def fit(name: str, value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
-        return _fit_rules(name, fit(name, value, arguments[0]), arguments[1:])
+        unbounded = Unbounded() in arguments and _is_kind(value, int)
+        plain = int(value) if unbounded else fit(name, value, arguments[0])
+        return _fit_rules(name, plain, arguments[1:])
     if origin in (Union, types.UnionType):
         return _fit_union(name, value, arguments)
     if origin is Literal:

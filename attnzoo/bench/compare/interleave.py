@@ -15,7 +15,7 @@ FEWEST = 6  # of each, where a call is so long that these take the budget
 BURST = 5  # samples before the next side has its turn
 BUDGET = 1.0  # seconds of samples of each side, from which on FEWEST are enough
 PATIENCE = 4  # times LEAST_SAMPLES, while it is undecided
-UNDECIDED = 0.03  # more samples while the drift is larger, or the ratio this near the tolerance
+RESOLUTION = 0.03  # least times of unchanged code are this close: a true tenth may read as 7 %
 
 Burst = Callable[[int], list[float]]  # so many samples of a side, in seconds of one call
 Verdict = Literal["same", "slower", "faster"]
@@ -41,11 +41,16 @@ class Timing(NamedTuple):
         return self.null / self.a
 
     def verdict(self, tolerance: float) -> Verdict:
-        """Whether the time changed by more than the tolerance and by more than the drift."""
+        """Whether the time changed by the tolerance, to within 3 %, and by more than the drift."""
         moved = math.log(self.ratio)
-        if abs(moved) <= max(math.log1p(tolerance), abs(math.log(self.drift))):
+        if abs(moved) <= max(_line(tolerance), abs(math.log(self.drift))):
             return "same"
         return "slower" if moved > 0 else "faster"
+
+    def decided(self, tolerance: float) -> bool:
+        """Whether more samples, which only lower least times, would hardly change the verdict."""
+        near = abs(abs(math.log(self.ratio)) - _line(tolerance)) <= RESOLUTION
+        return not near and abs(math.log(self.drift)) <= RESOLUTION
 
 
 def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
@@ -62,12 +67,10 @@ def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
             burst = 1
         enough = count >= LEAST_SAMPLES or (count >= FEWEST and spent >= BUDGET)
         most = count >= PATIENCE * LEAST_SAMPLES or spent >= PATIENCE * BUDGET
-        if enough and (most or decided(timing, tolerance)):
+        if enough and (most or timing.decided(tolerance)):
             return timing
 
 
-def decided(timing: Timing, tolerance: float) -> bool:
-    """Whether more samples, which only lower least times, would hardly change the verdict."""
-    if abs(math.log(timing.drift)) > UNDECIDED:
-        return False
-    return abs(abs(math.log(timing.ratio)) - math.log1p(tolerance)) > UNDECIDED
+def _line(tolerance: float) -> float:
+    """The logarithm of the least ratio that is a change."""
+    return max(math.log1p(tolerance) - RESOLUTION, math.log1p(tolerance) / 2)

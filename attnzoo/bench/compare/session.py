@@ -3,128 +3,106 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...registry import find
-from ...testing.inputs import make_inputs
-from ..child import Child, ChildError
+from ...testing.inputs import arguments, leaves, make_inputs
 from ..job import Job
+from . import Change
 from .interleave import Timing, interleave
-from .sides import Code
+from .sides import Code, Side
 
-PASSES = {"forward": "forward", "training": "fwd+bwd"}
-TIMEOUT = 300.0  # seconds for one answer
-
-
-@dataclass(frozen=True)
-class Moved:
-    """One pass of one block on both sides, or why it could not be measured there."""
-
-    block: str
-    what: str
-    timing: Timing | None
-    verdict: str  # same, slower, faster; fails (in B), works (again), fails still
-    error: str = ""
-
-    @property
-    def regression(self) -> bool:
-        """Whether B is worse than A."""
-        return self.verdict in ("slower", "fails")
+PASSES = {"forward": "forward ms", "training": "fwd+bwd ms"}
 
 
 def measure(
     jobs: Sequence[Job], a: Code, b: Code, tolerance: float, progress: Callable[[str], None]
-) -> Iterator[Moved]:
-    """Measure every pass of every job, in order, and measure apparent changes again.
+) -> Iterator[Change]:
+    """Every pass of every job, in order; a block that seems to have moved is measured once more.
 
     The second measurement runs in new processes, so that a difference in the memory layout of one
     process is not reported as a change.
     """
-    found: list[Moved] = []
-    with _processes(a, b) as sides:
+    with _started(a, b) as sides:
         for number, job in enumerate(jobs, 1):
             progress(f"{job.block} ({number} of {len(jobs)})")
-            found += _measure(job, sides, tolerance)
-    doubtful = {one.block for one in found if one.verdict in ("slower", "faster")}
-    again: dict[tuple[str, str], Moved] = {}
-    if doubtful:
-        with _processes(a, b) as sides:
-            for job in jobs:
-                if job.block in doubtful:
-                    progress(f"{job.block} once more")
-                    again |= {(m.block, m.what): m for m in _measure(job, sides, tolerance)}
-    for one in found:
-        yield confirmed(one, again.get((one.block, one.what)), tolerance)
+            loaded = _loaded(job, sides)
+            failed = {name: answer["error"] for name, answer in loaded.items() if "error" in answer}
+            if failed:
+                verdict = "fails" if "a" not in failed else "works"
+                verdict = "fails still" if {"a", "b"} <= failed.keys() else verdict
+                error = next(reversed(failed.values()))
+                yield Change(job.block, "row", None, None, verdict, error=error)
+                continue
+            first = second = _timed(sides, loaded, tolerance)
+            if any(timing.verdict(tolerance) != "same" for timing in first):
+                progress(f"{job.block} once more")
+                with _started(a, b) as others:
+                    second = _timed(others, _loaded(job, others), tolerance)
+            for title, one, two in zip(PASSES.values(), first, second, strict=True):
+                yield confirmed(job.block, title, one, two, tolerance)
+            before, after = loaded["a"]["params"], loaded["b"]["params"]
+            if before != after:
+                verdict = "more" if after > before else "less"
+                yield Change(job.block, "params", before, after, verdict)
 
 
-def confirmed(first: Moved, second: Moved | None, tolerance: float) -> Moved:
-    """Both measurements combined: the least times, and a change only if both report it."""
-    if second is None or first.timing is None or second.timing is None:
-        return first
-    one, two = first.timing, second.timing
-    least = min(one.a, two.a), min(one.null, two.null), min(one.b, two.b)
-    both = Timing(*least, samples=one.samples + two.samples)
-    verdicts = {first.verdict, second.verdict, both.verdict(tolerance)}
+def confirmed(block: str, title: str, one: Timing, two: Timing, tolerance: float) -> Change:
+    """The least times of both measurements, and a change only if both and those report it."""
+    a, null, b = (min(pair) for pair in zip(one[:3], two[:3], strict=True))
+    both = Timing(a, null, b, one.samples + two.samples)
+    verdicts = {timing.verdict(tolerance) for timing in (one, two, both)}
     verdict = verdicts.pop() if len(verdicts) == 1 else "same"
-    return Moved(first.block, first.what, both, verdict)
+    return Change(block, title, 1e3 * both.a, 1e3 * both.b, verdict, null=both.drift)
 
 
 @contextlib.contextmanager
-def _processes(a: Code, b: Code) -> Iterator[dict[str, Child]]:
-    sides = {"a": a.start(), "null": a.start(), "b": b.start()}
-    try:
-        yield sides
-    finally:
-        for side in sides.values():
-            side.close()
+def _started(a: Code, b: Code) -> Iterator[dict[str, Side]]:
+    with contextlib.ExitStack() as stack:
+        codes = {"a": a, "null": a, "b": b}
+        yield {n: stack.enter_context(contextlib.closing(c.start())) for n, c in codes.items()}
 
 
-def _measure(job: Job, sides: Mapping[str, Child], tolerance: float) -> list[Moved]:
-    with tempfile.TemporaryDirectory(prefix="attnzoo-") as folder:
-        loaded = {name: _load(job, side, Path(folder)) for name, side in sides.items()}
-    errors = {name: answer["error"] for name, answer in loaded.items() if "error" in answer}
-    if errors:
-        kinds = {("a" in errors, "b" in errors)}
-        verdict = "fails still" if (True, True) in kinds else "works" if "a" in errors else "fails"
-        return [Moved(job.block, "", None, verdict, errors.get("b") or errors.get("a") or "")]
-    found = []
-    for name, title in PASSES.items():
-        calls = min(answer["calls"][name] for answer in loaded.values())
-        bursts = {key: _burst(side, name, calls) for key, side in sides.items()}
-        timing = interleave(bursts, tolerance)
-        found.append(Moved(job.block, title, timing, timing.verdict(tolerance)))
-    if loaded["a"]["params"] != loaded["b"]["params"]:
-        counts = f"{loaded['a']['params']:,} -> {loaded['b']['params']:,}"
-        found.append(Moved(job.block, "params", None, "differs", counts))
-    return found
-
-
-def _load(job: Job, side: Child, folder: Path) -> dict[str, Any]:
+def _loaded(job: Job, sides: Mapping[str, Side]) -> dict[str, dict[str, Any]]:
+    """Each side's answer to loading the block: calls for a sample of each pass, or an error."""
     entry, settings = find(job.block), job.settings
-    inputs = folder / "inputs.pt"
-    torch.save(make_inputs(entry, entry.bind(**job.config), job.at), inputs)
-    question = {
-        "do": "load",
-        "block": job.block,
-        "config": job.to_json()["config"],
-        "inputs": str(inputs),
-        **{key: value for key, value in asdict(settings).items() if key in ("device", "dtype")},
-        "threads": settings.threads,
-    }
-    return side.ask(question, TIMEOUT)
+    config = entry.bind(**job.config)
+    inputs = leaves(make_inputs(entry, config, job.at), settings.computed)
+    with torch.device("meta"):
+        block = entry.cls(**config)
+    with tempfile.TemporaryDirectory(prefix="attnzoo-") as folder:
+        file = Path(folder) / "inputs.pt"
+        torch.save(arguments(block, inputs), file)
+        request = {
+            "do": "load",
+            "block": job.block,
+            "config": dict(job.config),
+            "inputs": str(file),
+            "device": settings.device,
+            "dtype": settings.dtype,
+            "threads": settings.threads,
+        }
+        return {name: side.ask(request) for name, side in sides.items()}
 
 
-def _burst(side: Child, name: str, calls: int) -> Callable[[int], list[float]]:
-    def burst(samples: int) -> list[float]:
-        question = {"do": "burst", "pass": name, "calls": calls, "seconds": 0.0, "least": samples}
-        answer = side.ask(question, TIMEOUT)
+def _timed(sides: Mapping[str, Side], loaded: Mapping[str, Any], tolerance: float) -> list[Timing]:
+    """The least times of every pass."""
+
+    def burst(side: Side, request: dict[str, Any], count: int) -> list[float]:
+        answer = side.ask({"do": "burst", "count": count, **request})
         if "error" in answer:
-            raise ChildError(answer["error"])
+            raise ChildProcessError(answer["error"])
         seconds: list[float] = answer["seconds"]
         return seconds
 
-    return burst
+    found = []
+    for name in PASSES:
+        calls = min(answer["calls"][name] for answer in loaded.values())
+        request = {"pass": name, "calls": calls}
+        bursts = {key: partial(burst, side, request) for key, side in sides.items()}
+        found.append(interleave(bursts, tolerance))
+    return found

@@ -2,18 +2,54 @@
 
 import contextlib
 import io
+import json
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..child import Child
 from ..store import NAME
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).parents[1] / "timing" / "worker.py"
+TIMEOUT = 300.0  # seconds for one answer
+
+
+class Side:
+    """A process of one version: a line of JSON for each request, and one for its answer."""
+
+    def __init__(self, python: Path, checkout: Path | None) -> None:
+        self.process = subprocess.Popen(
+            list(map(str, filter(None, (python, WORKER, checkout)))),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(checkout or ""), "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer; ChildProcessError without one."""
+        watchdog = threading.Timer(TIMEOUT, self.process.kill)
+        watchdog.start()
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            answer: dict[str, Any] = json.loads(next(self.process.stdout or iter(())))
+            return answer
+        except (BrokenPipeError, StopIteration):
+            status = self.process.wait()
+            raise ChildProcessError(f"a side's process ended with status {status}") from None
+        finally:
+            watchdog.cancel()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):  # a request that it never read
+            self.process.communicate()
 
 
 class Code(NamedTuple):
@@ -23,10 +59,9 @@ class Code(NamedTuple):
     python: Path
     checkout: Path | None  # None: what that Python has installed
 
-    def start(self) -> Child:
+    def start(self) -> Side:
         """A process of it."""
-        command = [str(self.python), str(WORKER), *([str(self.checkout)] if self.checkout else [])]
-        return Child(command, {"PYTHONPATH": str(self.checkout or ""), "OMP_NUM_THREADS": "1"})
+        return Side(self.python, self.checkout)
 
 
 class Rows(NamedTuple):
@@ -43,8 +78,7 @@ def opened(text: str) -> Iterator[Code | Rows]:
     Raises ValueError where it names nothing.
     """
     path = Path(text)
-    results = (path / NAME).exists() or (path / "bench.json").exists()
-    if results or (path.is_file() and path.suffix in (".json", ".jsonl")):
+    if (path / NAME).exists() or (path.is_file() and path.suffix in (".json", ".jsonl")):
         yield Rows(text, path)
     elif (path / "attnzoo" / "__init__.py").exists():
         yield Code(text, Path(sys.executable), path.resolve())
@@ -65,21 +99,16 @@ def opened(text: str) -> Iterator[Code | Rows]:
 
 def _unpack(revision: str, folder: Path) -> None:
     """Put a git revision of the checkout around the working directory into a folder."""
-    command = ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], capture_output=True, check=False).stdout
+
+    top = git("rev-parse", "--show-toplevel").decode().strip()
+    packed = git("-C", top or ".", "archive", "--prefix=attnzoo/", f"{revision}:attnzoo")
+    if not packed:
         raise ValueError(
-            f"{revision!r} is no file, no folder and no git revision of this folder's repository"
+            f"{revision!r} is no file, no folder and no git revision of this folder's repository "
+            "with a folder attnzoo"
         )
-    top = subprocess.run(
-        ["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True
-    )
-    packed = subprocess.run(
-        ["git", "-C", top.stdout.strip(), "archive", found.stdout.strip(), "attnzoo"],
-        capture_output=True,
-        check=False,
-    )
-    if packed.returncode:
-        raise ValueError(f"revision {revision!r} has no folder attnzoo: no version of this project")
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Sequence
+from statistics import linear_regression
+from typing import NamedTuple
 
+from ..columns import PlainRow
 from ..row import Result, Row
-from .columns import CONDITIONS, VERSIONS, PlainRow
+from .rows import CONDITIONS, VERSIONS
 
 COSTS = {
     "forward": "latency_forward_ms",
@@ -34,16 +36,18 @@ class Growth(NamedTuple):
 
 def lines(rows: Iterable[PlainRow]) -> list[Line]:
     """All sweeps of at least two values that are in the rows: one number differs, nothing else."""
-    found: dict[tuple[str, str], dict[float, PlainRow]] = {}
+    found: dict[str, dict[float, PlainRow]] = {}
     for row in rows:
         sizes = quantities(row)
+        words = {k: v for k, v in row["config"].items() if k not in sizes}
+        same = [row["block"], words, *(row[key] for key in (*CONDITIONS, *VERSIONS))]
         for key, value in sizes.items():
             rest = {name: other for name, other in sizes.items() if name != key}
-            found.setdefault((key, _rest(row, rest)), {})[value] = row
+            found.setdefault(json.dumps([key, rest, *same], sort_keys=True), {})[value] = row
     return [
-        Line(key, tuple(sorted(same)), tuple(same[value] for value in sorted(same)))
-        for (key, _), same in found.items()
-        if len(same) > 1
+        Line(json.loads(task)[0], tuple(sorted(by)), tuple(by[value] for value in sorted(by)))
+        for task, by in found.items()
+        if len(by) > 1
     ]
 
 
@@ -67,21 +71,16 @@ def quantities(row: PlainRow) -> dict[str, float]:
 def growth(values: Sequence[float], costs: Sequence[float]) -> Growth:
     """The exponent that fits best, by least squares in logarithms, and how well it fits."""
     across, up = [math.log(v) for v in values], [math.log(c) for c in costs]
-    middle, level = sum(across) / len(across), sum(up) / len(up)
-    rise = sum((x - middle) * (y - level) for x, y in zip(across, up, strict=True))
-    slope = rise / sum((x - middle) ** 2 for x in across)
-    off = [y - level - slope * (x - middle) for x, y in zip(across, up, strict=True)]
-    return Growth(slope, math.sqrt(sum(d * d for d in off) / len(off)))
+    slope, start = linear_regression(across, up)
+    off = [y - start - slope * x for x, y in zip(across, up, strict=True)]
+    return Growth(slope, math.hypot(*off) / math.sqrt(len(off)))
 
 
-def growth_lines(rows: Sequence[tuple[Result, Mapping[str, Any]]]) -> list[str]:
-    """The exponents of what was swept, as lines of text."""
-    swept = {key for _, point in rows for key in point}
-    plain = [row.to_json() for row, _ in rows if isinstance(row, Row)]
-    found = [line for line in lines(plain) if line.key in swept]
-    if not found:
-        return []
-    text = ["cost ~ value ** exponent, by least squares of the logarithms:"]
+def growth_lines(rows: Iterable[Result], swept: Container[str]) -> list[str]:
+    """The exponents of the keys that were swept, as lines of text."""
+    found = lines(row.to_json() for row in rows if isinstance(row, Row))
+    found = [line for line in found if line.key in swept]
+    text = ["cost ~ value ** exponent, by least squares of the logarithms:"] if found else []
     for line in found:
         unit = f"{line.key} (per side; per pixel half)" if line.key == "size" else line.key
         costs = ", ".join(f"{name} {_exponent(line, key)}" for name, key in COSTS.items())
@@ -95,13 +94,4 @@ def _exponent(line: Line, key: str) -> str:
         return "none"  # a cost that is zero somewhere does not grow by a power
     found = growth(line.values, costs)
     noisy = not all(row.get(key.replace("_ms", "_settled"), True) for row in line.rows)
-    doubtful = found.scatter > SCATTER or noisy
-    return f"{found.exponent:.2f}{' (doubtful)' * doubtful}"
-
-
-def _rest(row: PlainRow, numbers: dict[str, float]) -> str:
-    """Everything but one number, as text."""
-    own = quantities(row)
-    words = {key: value for key, value in row["config"].items() if key not in own}
-    apart = {key: row.get(key) for key in ("block", "layout", *CONDITIONS, *VERSIONS)}
-    return json.dumps([apart, words, numbers], sort_keys=True)
+    return f"{found.exponent:.2f}{' (doubtful)' * (noisy or found.scatter > SCATTER)}"

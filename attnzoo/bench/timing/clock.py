@@ -6,6 +6,7 @@ longer) and is measured in thread CPU time. Samples are taken in rounds, until t
 same least time while a reference load runs at its best speed.
 """
 
+import functools
 import math
 import statistics
 import time
@@ -35,14 +36,14 @@ class Round(NamedTuple):
 
 def latency(step: Step, seconds: float) -> Latency:
     """What a pass costs on the CPU."""
-    calls, load = calls_per_sample(step), ReferenceLoad.shared()
+    calls, load = calls_per_sample(step), reference_load()
 
     def take() -> Round:
-        load.begin()
+        before = load.calm()
         samples = burst(step, calls, seconds / ROUNDS)
         spent = calls * sum(sample.processor for sample in samples)
         disturbed = sum(sample.preempted for sample in samples)
-        return Round(times(samples), spent, disturbed, load.calm())
+        return Round(times(samples), spent, disturbed, load.calm() and before)
 
     return rounds(take, seconds)
 
@@ -53,11 +54,8 @@ def rounds(take: Callable[[], Round], seconds: float) -> Latency:
     end = time.perf_counter() + MAX_OVERTIME * seconds
     while time.perf_counter() < end or len(found) < LEAST_ROUNDS:
         found.append(take())
-        if (
-            len(found) >= LEAST_ROUNDS
-            and settled(found)
-            and sum(one.spent for one in found) >= seconds
-        ):
+        enough = len(found) >= LEAST_ROUNDS and sum(one.spent for one in found) >= seconds
+        if enough and settled(found):
             break
     every = [s for one in found for s in one.seconds]
     return summary(every, sum(one.disturbed for one in found), settled(found))
@@ -73,55 +71,40 @@ def summary(seconds: Sequence[float], disturbed: int, settled: bool) -> Latency:
     """The samples as a latency in milliseconds."""
     ms = sorted(1e3 * each for each in seconds)
     fifths = statistics.quantiles(ms, n=5, method="inclusive") if len(ms) > 1 else 4 * ms
-    return Latency(
-        best=ms[0],
-        p20=fifths[0],
-        median=statistics.median(ms),
-        p80=fifths[3],
-        samples=len(ms),
-        disturbed=disturbed,
-        settled=settled,
-    )
+    middle = statistics.median(ms)
+    return Latency(ms[0], fifths[0], middle, fifths[3], len(ms), disturbed, settled)
 
 
 class ReferenceLoad:
     """A small fixed computation, timed around each round to detect a slowed machine."""
 
-    _shared: "ReferenceLoad | None" = None
-
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.matrix = torch.randn(96, 96, generator=generator)
-        self.row = torch.randn(2, 96, generator=generator)
         self.least = math.inf
-        self._before = math.inf
         for _ in range(20):
-            self.time()
-
-    @classmethod
-    def shared(cls) -> "ReferenceLoad":
-        """The one of this process: its best time is that of the whole run."""
-        cls._shared = cls._shared or cls()
-        return cls._shared
-
-    def begin(self) -> None:
-        """Before a round."""
-        self._before = self.time()
+            self.calm()
 
     def calm(self) -> bool:
-        """After a round: whether the load ran at its best speed before and after it."""
-        return max(self._before, self.time()) <= CALM * self.least
+        """Whether it runs at the best speed that it ever had."""
+        now = self.time()
+        self.least = min(self.least, now)
+        return now <= CALM * self.least
 
     def time(self) -> float:
         """Seconds that it takes now."""
-        found = min(times(burst(self._work, 1, 0.0, 3)))
-        self.least = min(self.least, found)
-        return found
+        return min(times(burst(self._work, 1, 0.0, 3)))
 
     def _work(self) -> None:
         with torch.inference_mode():
             for _ in range(3):
                 product = self.matrix @ self.matrix
             for _ in range(10):
-                product = (self.row @ self.matrix).sigmoid()
+                product = (self.matrix[:2] @ self.matrix).sigmoid()
             del product
+
+
+@functools.cache
+def reference_load() -> ReferenceLoad:
+    """The one of this process: its best time is that of the whole run."""
+    return ReferenceLoad()

@@ -4,7 +4,8 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,8 @@ from .clock import Round
 from .sample import Step, uncollected
 
 Kind = Literal["wall", "device", "cold"]
-SAMPLE_SECONDS = {"wall": 1e-3, "device": 2e-4}  # events tick in about a microsecond
-MOST_CALLS = 16  # behind one block: the device's queue holds about a thousand kernels
+SAMPLE_SECONDS = {"wall": 1e-3, "device": 2e-4, "cold": 0.0}  # events tick in about a microsecond
+MOST_CALLS = {"wall": 10**6, "device": 16, "cold": 1}  # a queue holds about a thousand kernels
 LEAST_SAMPLES = 3  # in a round
 WARM_SECONDS = 0.1  # of calls before the first sample: clocks rise and caches fill by time
 CYCLES_PER_SECOND = 2e9  # of the device's clock, at most
@@ -42,43 +43,27 @@ def latency(
     `cold`: single calls, each behind a write over twice the L2 cache too.
     """
     with torch.cuda.device(device):
-        take = _taker(step, device, seconds / clock.ROUNDS, kind, clocks)
+        fits = math.floor(SAMPLE_SECONDS[kind] / _warm(step))
+        calls = max(1, min(fits, MOST_CALLS[kind]))
+        blocked = _BlockedStream(_flusher(device) if kind == "cold" else None)
+
+        def take() -> Round:
+            kept: list[float] = []
+            thrown: list[float] = []
+            while len(kept) < LEAST_SAMPLES or calls * sum(kept) < seconds / clock.ROUNDS:
+                with uncollected():
+                    timed = _walled if kind == "wall" else blocked.timed
+                    found = timed(step, calls)
+                if clocks is not None:
+                    step()  # so that the device works while its clock is read
+                throttled = clocks is not None and clocks.note()
+                (thrown if throttled else kept).append(found)
+                if len(thrown) > clock.MAX_OVERTIME * max(len(kept), LEAST_SAMPLES):
+                    break  # it throttles throughout: the row says so
+            spent = calls * (sum(kept) + sum(thrown))
+            return Round(kept or thrown, spent, len(thrown), bool(kept))
+
         return clock.rounds(take, seconds)
-
-
-def samples(step: Step, device: str, seconds: float) -> list[float]:
-    """Milliseconds of one call on the device, sample by sample, for so many seconds."""
-    with torch.cuda.device(device):
-        return [1e3 * s for s in _taker(step, device, seconds, "device", None)().seconds]
-
-
-def _taker(
-    step: Step, device: str, seconds: float, kind: Kind, clocks: "Clocks | None"
-) -> Callable[[], Round]:
-    flush = _flusher(device) if kind == "cold" else None
-    once = _warm(step)
-    if kind != "cold":
-        calls = max(1, math.floor(SAMPLE_SECONDS[kind] / once))
-    calls = 1 if kind == "cold" else min(calls, MOST_CALLS) if kind == "device" else calls
-    block = _Block()
-
-    def take() -> Round:
-        kept: list[float] = []
-        thrown: list[float] = []
-        spent = 0.0
-        while len(kept) < LEAST_SAMPLES or spent < seconds:
-            with uncollected():
-                found = _walled(step, calls) if kind == "wall" else block.timed(step, calls, flush)
-            spent += calls * found
-            if clocks is not None:
-                step()  # so that the device works while its clock is read
-            throttled = clocks is not None and clocks.note()
-            (thrown if throttled else kept).append(found)
-            if len(thrown) > clock.MAX_OVERTIME * max(len(kept), LEAST_SAMPLES):
-                break  # it throttles throughout: the row says so
-        return Round(kept or thrown, spent, len(thrown), bool(kept))
-
-    return take
 
 
 def _warm(step: Step) -> float:
@@ -98,20 +83,21 @@ def _walled(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-class _Block:
+@dataclass
+class _BlockedStream:
     """Keeps the stream busy until everything that is timed has been queued."""
 
-    def __init__(self) -> None:
-        self.seconds = 1e-3
+    flush: Step | None
+    seconds: float = 1e-3
 
-    def timed(self, step: Step, calls: int, flush: Step | None) -> float:
+    def timed(self, step: Step, calls: int) -> float:
         """Seconds of one call between two events that the device reaches after the queueing."""
         for _ in range(BLOCK_TRIES):
             start, end = _event(), _event()
             torch.cuda.synchronize()
-            _sleep(self.seconds)
-            if flush is not None:
-                flush()
+            cuda_spin(int(self.seconds * CYCLES_PER_SECOND))
+            if self.flush is not None:
+                self.flush()
             start.record()
             for _ in range(calls):
                 step()
@@ -122,11 +108,6 @@ class _Block:
                 break
             self.seconds *= 2
         return float(start.elapsed_time(end)) / 1e3 / calls
-
-
-def _sleep(seconds: float) -> None:
-    """Let the stream spin for a while."""
-    cuda_spin(int(seconds * CYCLES_PER_SECOND))
 
 
 def _event() -> torch.cuda.Event:

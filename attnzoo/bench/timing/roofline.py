@@ -9,8 +9,6 @@ was measured too low and is raised.
 """
 
 import functools
-import math
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -127,14 +125,5 @@ def best(step: sample.Step, device: str) -> float:
     """Seconds of the fastest of many short samples, as a row's own are taken."""
     with torch.inference_mode():
         if torch.device(device).type == "cuda":
-            return min(cuda.samples(step, device, SECONDS)) / 1e3
-        calls, found = sample.calls_per_sample(step), math.inf
-        end = time.perf_counter() + clock.MAX_OVERTIME * SECONDS
-        load = clock.ReferenceLoad.shared()
-        for _ in range(clock.MAX_OVERTIME):
-            load.begin()
-            samples = sample.burst(step, calls, SECONDS)
-            found = min(found, *sample.times(samples))
-            if load.calm() or time.perf_counter() > end:
-                break
-        return found
+            return cuda.latency(step, device, SECONDS, "device").best / 1e3
+        return clock.latency(step, SECONDS).best / 1e3

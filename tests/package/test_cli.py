@@ -101,7 +101,7 @@ def test_one_failing_block_leaves_the_others(
         (["bench", "se", "--device", "nowhere"], "device='nowhere' cannot be used here"),
         (["bench", "se", "--size", "0"], "'0' must be a side N or HxW"),
         (["bench", "se", "--batch", "0"], "'0' must be a whole number of at least 1"),
-        (["bench", "se", "--time", "0"], "min_time=0.0 must be a positive number"),
+        (["bench", "se", "--time", "0"], "min_time=0.0 must be above 0"),
         (["bench", "se", "--c", "many"], "'many' must be a whole number"),
         (["bench", "se", "--out", __file__], "must be a folder; there is a file"),
         (["bench", "se", "--size", "5x9999999999"], "must be a side N or HxW"),

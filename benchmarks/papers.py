@@ -1,9 +1,8 @@
-"""The networks of the papers, built with attnzoo's blocks, beside the numbers that were published.
+"""Builds the networks of the papers with attnzoo's blocks and compares their published counts.
 
     python benchmarks/papers.py
 
-writes docs/papers.md. Everything is built and counted on the meta device: no weights, no data,
-exact integers.
+writes docs/papers.md. Everything is built and counted on the meta device, without weights or data.
 """
 
 import functools
@@ -25,18 +24,19 @@ PAGE = Path(__file__).parent.parent / "docs" / "papers.md"
 HEAD = """\
 # The papers' own networks
 
-`python benchmarks/papers.py` writes this page, and a test holds every row to it. Each network is
-built with blocks of attnzoo by the recipe, on the meta device, and counted: parameters, and for one
-image of 3 x 224 x 224 the multiply-adds of convolutions and linear layers. "Reference" is the same
-count on the authors' own code or network definition (for MobileNetV2 + SE and + CBAM on the
-backbone with the authors' block, at the reduction that gives the published figure). "Published" is
-what the README prints, in its rounding; errors and accuracies are quoted, not measured here.
-EfficientViT, SwiftFormer, Agent-DeiT (448: of that image side) and the series networks have no MACs
-here: products of attention would need a rule of their own. L-TAE and Pyraformer are counted alone,
-without what comes before and after them, and without the frozen table of positions. ECA-Net's
-README divides its parameters by 2^20. What the AFF networks' README prints is near the PyTorch
-code with reduction=16, which is counted here, and equal to neither. GCNet was published for
-detectors alone and is not among these.
+This page is written by `python benchmarks/papers.py`, and a test checks every row. Each network is
+built from blocks of attnzoo as its recipe says, on the meta device. The table gives its parameters
+and, for one image of 3 x 224 x 224, the multiply-adds of convolutions and linear layers.
+"Reference" is the same count for the authors' own code or network definition; for MobileNetV2 + SE
+and + CBAM, it is the count for the backbone with the authors' block, at the reduction that gives
+the published figure. "Published" quotes the authors' README, in its rounding; errors (top-1, in
+percent) and accuracies are not measured here. EfficientViT, SwiftFormer, Agent-DeiT ("448" is the
+height and width of its image) and the networks for series have no MACs in the table, since this
+page does not count the products of attention. L-TAE and Pyraformer are counted without the layers
+before and after them, and without the constant table of positions. ECA-Net's README divides the
+number of parameters by 2^20. The README of the AFF networks gives numbers that are near those of
+its PyTorch code with reduction=16, which is counted here, but do not equal them. GCNet was
+published only for detectors and is not in the table.
 
 | network | recipe | parameters | reference | MACs | reference | published |
 |---|---|---:|---:|---:|---:|---|
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     recipe: str
     build: Callable[[], nn.Module]
     params: int
-    macs: int | None  # None where attention's products would need a rule of their own
+    macs: int | None  # None for networks with attention and for series
     published: str = ""
 
 
@@ -59,7 +59,7 @@ def image(side: int = 224) -> torch.Tensor:
 
 
 def counted(net: nn.Module, macs: bool) -> tuple[int, int | None]:
-    """Parameters, and multiply-adds where they are wanted."""
+    """Parameters, and multiply-adds if `macs` is True."""
     params = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if not macs:
         return params, None
@@ -70,7 +70,7 @@ def counted(net: nn.Module, macs: bool) -> tuple[int, int | None]:
 
 
 def resnet(depth: int, block: str = "", *, caffe: bool = False, width: int = 64, **cfg: Any) -> Any:
-    """A function that builds torchvision's ResNet with a block behind every branch's last norm.
+    """A function that builds torchvision's ResNet with a block after every branch's last norm.
 
     `width` 4 is ResNeXt 32x4d; `caffe` has the stride of a stage in its first 1x1 convolution.
     """
@@ -92,7 +92,7 @@ def resnet(depth: int, block: str = "", *, caffe: bool = False, width: int = 64,
 
 
 def eca_resnet(depth: int, kernels: tuple[int, ...]) -> Callable[[], nn.Module]:
-    """ResNet with `eca` behind every branch's last norm, of one kernel size a stage."""
+    """ResNet with `eca` after every branch's last norm, of one kernel size per stage."""
 
     def build() -> nn.Module:
         net: nn.Module = resnet(depth)()
@@ -106,7 +106,7 @@ def eca_resnet(depth: int, kernels: tuple[int, ...]) -> Callable[[], nn.Module]:
 
 
 def eca_mobilenet() -> nn.Module:
-    """MobileNetV2 with `eca` behind the last norm of every block, one tap below 96 channels."""
+    """MobileNetV2 with `eca` after the last norm of every block, one tap below 96 channels."""
     net: nn.Module = mobilenet()()
 
     def last(path: str, module: nn.Module, wide: bool) -> bool:
@@ -120,7 +120,7 @@ def eca_mobilenet() -> nn.Module:
 
 
 def bam_resnet(depth: int) -> Callable[[], nn.Module]:
-    """ResNet with `bam` behind each of the first three stages."""
+    """ResNet with `bam` after each of the first three stages."""
 
     def build() -> nn.Module:
         net: nn.Module = resnet(depth)()
@@ -178,7 +178,7 @@ def _strided(path: str, module: nn.Module, stride: int) -> bool:
 
 
 def mobilenet(block: str = "", **cfg: Any) -> Callable[[], nn.Module]:
-    """MobileNetV2 with a block behind the depthwise convolution of every block that expands."""
+    """MobileNetV2 with a block after the depthwise convolution of every block that expands."""
 
     def build() -> nn.Module:
         with torch.device("meta"):
@@ -248,8 +248,8 @@ def alone(name: str, **config: Any) -> Callable[[], nn.Module]:
     return lambda: attnzoo.build(name, **config, device="meta")
 
 
-LAST = "behind the last norm of every residual branch"
-DEPTHWISE = "behind the depthwise convolution of the 16 blocks that expand"
+LAST = "after the last norm of every residual branch"
+DEPTHWISE = "after the depthwise convolution of the 16 blocks that expand"
 SK = "`sknet` instead of every 3x3 convolution and norm of ResNeXt 32x4d"
 V1 = "; Caffe's strides"
 SKNET_101 = (
@@ -327,13 +327,13 @@ def _eca() -> Iterator[Row]:
         recipe = f"`eca`, kernel_size={'-'.join(map(str, kernels))} by stage, {LAST}"
         build = eca_resnet(depth, kernels)
         yield Row(f"ECA-Net-{depth}", recipe, build, params, macs, published)
-    recipe = "`eca`, kernel_size=1 below 96 channels, 3 from there, behind the last norm of a block"
+    recipe = "`eca`, kernel_size=1 below 96 channels, 3 from there, after the last norm of a block"
     published = "3.34 M of 2^20, 319.9 M, top-1 72.56"
     yield Row("ECA-MobileNetV2", recipe, eca_mobilenet, 3_504_903, 300_777_952, published)
 
 
 def _bam_and_epsanet() -> Iterator[Row]:
-    recipe = "`bam` behind the first three stages"
+    recipe = "`bam` after the first three stages"
     top = "top-1 76.86"
     yield Row("BAM-ResNet-50", recipe, bam_resnet(50), 25_915_099, 4_171_331_328, top)
     yield Row("BAM-ResNet-101", recipe, bam_resnet(101), 44_907_227, 7_883_552_512)

@@ -1,7 +1,4 @@
-"""One seed for every test, the capability matrix, and blocks of the user's own.
-
-Two threads of torch's, or one for each worker of pytest-xdist.
-"""
+"""Seed and threads of every test, the capability matrix plugin, and the option `--blocks`."""
 
 import importlib
 import os
@@ -17,14 +14,14 @@ from matrix import Cell, Matrix
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
+def _seed_and_threads() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
 def cell(request: pytest.FixtureRequest) -> Cell:
-    """What the test puts into its cell of the capability matrix, where passing is not all."""
+    """Lets a test record a text in its cell of the capability matrix."""
     return Cell(request.node)
 
 
@@ -32,14 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-capabilities",
         action="store_true",
-        help="write the cells of the capability matrix that this run finds, and their document",
+        help="write the cells of the capability matrix that this run determines, and its document",
     )
     parser.addoption(
         "--blocks",
         action="append",
         default=[],
         metavar="FILE.py",
-        help="a module that registers blocks; they get every test of the registry's",
+        help="a file or module that registers blocks; they are tested like the package's",
     )
 
 
@@ -47,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_block: run once for each registered block, as `name`")
     config.addinivalue_line("markers", "capability(name): the outcome is a cell of the matrix")
     config.addinivalue_line(
-        "markers", "left_out_if(condition, reason): the installed torch cannot do it, whoever asks"
+        "markers", "left_out_if(condition, reason): deselected if the installed torch cannot do it"
     )
     worker = hasattr(config, "workerinput")
     matrix = Matrix(config.getoption("write_capabilities"), worker)
@@ -65,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the installed torch cannot do, whoever asks."""
+    """Deselect the tests of what the installed torch cannot do."""
 
     def impossible(item: pytest.Item) -> bool:
         return any(mark.args[0] for mark in item.iter_markers("left_out_if"))

@@ -19,7 +19,7 @@ from ..weights.upstream import from_upstream, upstream_keys
 from .closeness import relative_errors
 
 FOLDER = Path(__file__).parent / "golden"
-TOLERANCE = 1e-9  # relative to a tensor's largest value; float64 rounding is near 1e-15
+TOLERANCE = 1e-9  # largest relative error; float64 rounding is near 1e-15
 # Order of the positional inputs of a call; all others are passed by keyword.
 _POSITIONAL = ("query", "key", "value", "source", "x", "[]", "y", "attn", "guidance", "filters")
 
@@ -30,7 +30,7 @@ class Verdict:
 
     block: str
     case: str
-    error: float  # largest over all tensors, relative to each tensor's largest value
+    error: float  # the largest relative error of a tensor, as `closeness` defines it
     worst: str  # the tensor with the largest error
     tensors: int  # how many were compared
     source: str

@@ -101,16 +101,15 @@ class UTAEAggregator(nn.Module):
         return size.steps * (self.c or 1) * size.height * size.width
 
     def _checked(self, attn: Tensor | None, x: Tensor) -> Tensor:
-        wanted = f"(heads, {x.shape[0]}, {x.shape[1]}, h, w)"
         if attn is None:
             raise ValueError(
-                f"attn is missing: mode={self.mode!r} needs weights {wanted}, as ltae returns "
+                f"attn is missing: mode={self.mode!r} needs weights {_wanted(x)}, as ltae returns "
                 "them with need_weights=True; mode='mean' takes none"
             )
-        check.dense("attn", attn, wanted)
+        check.dense("attn", attn, "(heads, B, T, h, w)")
         fits = attn.ndim == 5 and attn.shape[1] == x.shape[0] and attn.shape[2] == x.shape[1]
         if not fits or attn.shape[0] * attn.shape[3] * attn.shape[4] == 0:
-            raise ValueError(f"attn has shape {tuple(attn.shape)}; for this x it is {wanted}")
+            raise ValueError(f"attn has shape {tuple(attn.shape)}; for this x it is {_wanted(x)}")
         check.token(attn, like=x, name="attn")
         if self.mode == "att_group" and x.shape[2] % attn.shape[0]:
             raise ValueError(
@@ -121,6 +120,11 @@ class UTAEAggregator(nn.Module):
 
     def extra_repr(self) -> str:
         return f"c={self.c}, mode={self.mode!r}"
+
+
+def _wanted(x: Tensor) -> str:
+    """The shape of the weights; written for an error alone, as compilers fix sizes they print."""
+    return f"(heads, {x.shape[0]}, {x.shape[1]}, h, w)"
 
 
 def _mean(x: Tensor, padded: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The table of contents: importing a block's file registers it."""
+"""The list of the package's blocks; importing a block's file registers it."""
 
 from . import aff as aff
 from . import agent as agent

@@ -1,6 +1,6 @@
 """The 2020 form of `ltae`: LayerNorms, one of them over (d_model, length), and a position table.
 
-The norm over all steps fixes T, and lets nothing be folded: every step is projected and encoded.
+The norm over all steps fixes T, and the projection cannot be folded: it runs on every step.
 """
 
 import torch
@@ -53,7 +53,7 @@ def check_options(
 def position_table(
     positions: bool | tuple[float, ...] | None, length: int, width: int, heads: int, period: int
 ) -> nn.Embedding:
-    """The frozen codes of the listed positions, or of 0 to `length`, tiled over the heads."""
+    """Constant encodings of the listed positions, or of 0 to `length`, repeated for each head."""
     if isinstance(positions, tuple):
         days = torch.tensor(positions, dtype=torch.float64)
     else:
@@ -72,7 +72,7 @@ def encode(
     inconv_norm: nn.LayerNorm | None,
     codes: Tensor,
 ) -> Tensor:
-    """Steps (B, T, C, P) to (B, P, D, T): normalized, projected, normalized with their order.
+    """Steps (B, T, C, P) to (B, P, D, T): normalized, projected, and normalized over all steps.
 
     The first T of `codes`, each (D,), are added.
     """

@@ -6,8 +6,8 @@ Code: YimianDai/open-aff @0bcfd8a, `aff_pytorch/aff_net/fusion.py`, class `AFF`,
 Math: out = 2 x w + 2 y (1 - w), w = sigmoid(local(x + y) + global(mean_HW(x + y))), with the two
     contexts of `ms_cam`.
 Shapes: x, y (B, C, H, W) -> (B, C, H, W).
-Differs: the factor 2 is in both codes of the authors (and not in their `iaff`). Their ImageNet
-    ResNet-50 has reduction=16 in MXNet, 4 in PyTorch. In training it takes a batch of two at least.
+Differs: the factor 2 is in the authors' MXNet and PyTorch code (and not in their `iaff`). Their
+    ImageNet ResNet-50 has reduction=16 in MXNet, 4 in PyTorch. Training needs a batch of 2 or more.
 Cost: with q = c // reduction, parameters 2 (2 c q + 3 q + 3 c); MACs 2 c q (H W + 1).
 """
 

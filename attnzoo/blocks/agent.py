@@ -1,4 +1,4 @@
-"""Agent attention: a few pooled queries gather the values, every query reads from them.
+"""Agent attention: a few pooled queries, the agents, gather the values, and all queries read them.
 
 Paper: Agent Attention: On the Integration of Softmax and Linear Attention, Han et al., ECCV 2024,
     arXiv 2312.08874.
@@ -12,10 +12,10 @@ Shapes: image (B, C, H, W) -> the same; sequence (..., H W, C) -> the same; deit
 Differs: the variants differ in the projections (pvt: q and kv, and keys reduced by `sr_ratio`; swin
     and deit: one qkv), in the default of `qkv_bias` (True for swin) and in deit's class token, a
     key and a query that is neither pooled nor convolved. The authors' input has the size `window`;
-    another one resizes the bias tables bilinearly here. A sequence has the H x W of `window`, or
-    those of `window` scaled to its length. A map that `sr_ratio` does not divide, which raises in
-    theirs, is padded with zeros below and on the right. Their swin ignores its mask, so that the
-    windows of a wrapped map mix; swin here is one whole window. Their qk_scale has no effect.
+    for another size the bias tables are resized bilinearly here. The H x W of a sequence is
+    `window`, or `window` scaled to its length. A map that `sr_ratio` does not divide, an error in
+    their code, is padded with zeros at the bottom and right. Their swin ignores the mask of shifted
+    windows; swin here is a single window. Their qk_scale has no effect.
 Cost: with N = H W, r = sr_ratio, M = ceil(H / r) ceil(W / r), a = agents: parameters 4 c^2 + 11 c
     (+ 3 c with qkv_bias) + heads a (98 + the rows and columns of `window` and of its keys)
     (+ r^2 c^2 + 3 c where r > 1; + 2 heads a for deit); MACs 2 N c^2 + 2 M c^2 + 2 a (N + M) c
@@ -133,7 +133,7 @@ class AgentAttention(nn.Module):
         )
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if x.shape[0] == 0:  # attention of no sample gives its bias no gradient: of one, cut away
+        if x.shape[0] == 0:  # attention on no samples gives its bias no gradient: add one, drop it
             return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
         first, (q, k, v, coarse) = self.class_tokens, self._project(x, size)  # B N C, twice B M C
         a = adaptive_average(_as_map(q[:, first:], size), self.side, self.side).flatten(2).mT
@@ -246,5 +246,5 @@ register(
     family="token",
     example={"c": 64},
     inputs=inputs,
-    upstream={"qkv": "qkv"},  # the authors' names are ours
+    upstream={"qkv": "qkv"},  # the authors' names are the same
 )

@@ -7,11 +7,11 @@ Math: y = x * (1 + sigmoid(g * s)); g = W2 h(W1 mean_HW(x)) (B, C), with h = rel
     where D is `spatial_layers` times h(3x3 convolution of the given dilation). All have biases.
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the paper adds the branches and ends each with a BatchNorm; the code, with which the
-    released weights were trained and which is followed, multiplies them and has no last norm. As
-    published the code stops on an undefined name that nothing uses; the reference vectors define
-    it. It pools over H x H windows, which fails or reads a part of the plane where H and W differ;
-    here the mean is over the plane, the same wherever H = W. Initialized as the module alone
-    (PyTorch's defaults), not as the authors' ResNet.
+    released weights were trained and which we follow, multiplies them and has no last norm. The
+    published code fails on an undefined, unused name; the reference vectors define it. It pools
+    over H x H windows, which fails or covers a part of the plane if H and W differ; here the mean
+    is over the whole plane, the same if H = W. Initialized like the module by itself (PyTorch's
+    defaults), not as the authors' ResNet does.
 Cost: with d = c // reduction, k = channel_layers, L = spatial_layers, parameters 3 c d + c + 6 d
     + (k - 1) (d^2 + 3 d) + L (9 d^2 + 3 d) + d + 1; MACs 2 c d + (k - 1) d^2
     + H W (c d + 9 L d^2 + d).

@@ -6,7 +6,7 @@ Math: out[h, w] is the source at ((h + 1/2) H_s / H - 1/2, (w + 1/2) W_s / W - 1
     between the four pixels around, the border repeated.
 Shapes: source (B, C, H_s, W_s), guidance (B, ., H, W) -> (B, C, H, W).
 Differs: in nothing. The reference vectors are computed from the formula, not by the authors' code,
-    which is one call of torch. Making a map smaller does not average it.
+    which is one call of torch. Downsampling interpolates, too, without averaging.
 Cost: no parameters; no products are counted.
 """
 
@@ -33,13 +33,13 @@ class Bilinear(nn.Module):
         self.c = c
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        """(B, C, H, W) of the guidance (B, ., H, W), whose size alone is read: bytes will do."""
+        """(B, C, H, W); only the size of the guidance (B, ., H, W) is used, of any dtype."""
         check.image(source, self.c, name="source")
         check.dense("guidance", guidance, "(B, C, H, W)")
         if guidance.ndim != 4 or 0 in guidance.shape[2:]:
             raise ValueError(
                 f"guidance has shape {tuple(guidance.shape)}; it must be an image (B, C, H, W) "
-                "of the size wanted, no axis of H and W empty"
+                "of the size wanted, with H and W of at least 1"
             )
         return F.interpolate(source, guidance.shape[2:], mode="bilinear", align_corners=False)
 
@@ -52,7 +52,7 @@ class Bilinear(nn.Module):
 
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
     b, h, w = size.batch, size.height, size.width
-    photo = (64 * random(b, 1, 2 * h, 2 * w)).byte()  # its numbers are not read: no gradient
+    photo = (64 * random(b, 1, 2 * h, 2 * w)).byte()  # its values are not used
     return {"source": random(b, config["c"], h, w), "guidance": photo}
 
 

@@ -6,9 +6,9 @@ Code: open-mmlab/mmcv @a8073c74, `mmcv/ops/carafe.py` (`CARAFEPack`), which is t
 Math: m = content_encoder(channel_compressor(x)), for each of `scale`^2 pixels within a source pixel
     a softmax over the K x K taps, K = kernel, in each of `groups`;
     out[s h + i, s w + j] = sum_ab m_ab x[h - K // 2 + a, w - K // 2 + b].
-Shapes: source (B, C, H, W) -> (B, C, s H, s W); a guidance is taken and not read.
-Differs: theirs runs on CUDA alone; here the weights' softmax is float32 in half precision. Pixels
-    outside are zero behind the softmax, as theirs, so that borders are attenuated.
+Shapes: source (B, C, H, W) -> (B, C, s H, s W); a guidance is accepted but not used.
+Differs: the authors' code runs only on CUDA; here the weights' softmax is float32 for half
+    precision. Pixels outside the map are zeros that keep their weights, as in theirs: borders fade.
 Cost: with m = compressed, e = encoder_kernel and n = K^2 groups s^2, parameters c m + m +
     m e^2 n + n; MACs H W (c m + m e^2 n) + s^2 H W K^2 c.
 """
@@ -118,7 +118,7 @@ register(
         KnownVariant(
             whose="XiaLiPKU/CARAFE and the YOLO forks of it",
             keys=("comp.conv.weight", "comp.bn.weight", "enc.conv.weight", "enc.bn.weight"),
-            computes="normalizes and activates behind its convolutions, which have no biases",
+            computes="normalizes and activates after its convolutions, which have no biases",
         ),
     ),
 )

@@ -1,11 +1,11 @@
-"""CARAFE stack: four CARAFE steps of two, from features to sixteen times their size.
+"""CARAFE stack: four CARAFE upsamplings by 2, to sixteen times the size.
 
 Paper: CARAFE: Content-Aware ReAssembly of FEatures, Wang et al., ICCV 2019, arXiv 1905.02188, as a
     baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`CarafeUpsampler`).
 Math: four times x = CARAFE_i(x), each with weights of its own.
-Shapes: source (B, C, h, w) -> (B, C, 16 h, 16 w); a guidance is taken and not read, as theirs.
-Differs: in nothing; the authors' window is 3 x 3 here, where a single `carafe` has 5 x 5.
+Shapes: source (B, C, h, w) -> (B, C, 16 h, 16 w); a guidance is accepted but not used, as theirs.
+Differs: in nothing. The windows are 3 x 3 by default, those of `carafe` 5 x 5.
 Cost: parameters those of four `carafe`; MACs 85 times those of a `carafe` on the source.
 """
 

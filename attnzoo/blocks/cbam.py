@@ -1,4 +1,4 @@
-"""Convolutional block attention: a channel gate, then a spatial gate on what it lets through.
+"""Convolutional block attention: a channel gate, then a spatial gate on its output.
 
 Paper: CBAM: Convolutional Block Attention Module, Woo, Park, Lee, Kweon, ECCV 2018,
     arXiv 1807.06521.
@@ -8,8 +8,8 @@ Math: u = x * sigmoid(sum_p mlp(p_HW(x))) over the poolings p of `pool_types`, w
     y = u * sigmoid(BN(conv([max_C(u), mean_C(u)]))), one kernel_size x kernel_size convolution.
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the paper has the mean before the maximum and no BatchNorm in the spatial gate; the
-    authors' code, which is followed, has the maximum first and BatchNorm of momentum 0.01. Most
-    copies on the web lack the biases, the BatchNorm or both: their weights do not fit.
+    authors' code, which we follow, has the maximum first and BatchNorm of momentum 0.01. Most
+    copies on the web lack the biases, the BatchNorm or both: their weights cannot be loaded.
 Cost: with r = c // reduction, parameters 2 c r + r + c (+ 2 kernel_size^2 + 2 with the spatial
     gate); MACs 2 c r for each pooling (+ 2 kernel_size^2 H W).
 """
@@ -122,21 +122,21 @@ class MaxMeanGate(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, maximum: Tensor, mean: Tensor) -> Tensor:
-        # The two maps as interleaved channels: convolutions of few channels run far faster so.
+        # The two maps as channels-last channels: convolutions of few channels are far faster so.
         pooled = torch.stack((maximum, mean), -1).permute(0, 3, 1, 2)  # B 2 P Q
         logits = self.conv(pooled).squeeze(1)
-        # As one contiguous channel again: BatchNorm's backward over channels-last sums in half.
+        # Contiguous again: in channels-last, BatchNorm's backward pass sums in half precision.
         gate: Tensor = self.bn(logits.unsqueeze(1)).sigmoid()
         return gate.squeeze(1).to(maximum.dtype)
 
     def macs(self, plane: int) -> int:
-        """Multiply-adds for a plane of so many values."""
+        """Multiply-adds for a plane of the given number of values."""
         return self.conv.weight.numel() * plane
 
 
 _POOLINGS = {
     "avg": lambda x: x.mean(2),
-    "max": lambda x: x.max(2).values,  # one index takes the gradient of a tie, as the authors'
+    "max": lambda x: x.max(2).values,  # unlike amax, one index gets a tie's gradient
     "lp": lambda x: torch.linalg.vector_norm(x, dim=2),
     "lse": lambda x: x.logsumexp(2),
 }

@@ -8,10 +8,10 @@ Math: s = [mean_W(x); mean_H(x)] (c, H + W), t = hswish(BN(W1 s + b1)) (m, H + W
     y = x * sigmoid(Ww t_w + bw) * sigmoid(Wh t_h + bh), m = max(8, c // reduction).
 Shapes: (B, C, H, W) -> (B, C, H, W); c=1 with `c_out` -> (B, c_out, H, W).
 Differs: the paper leaves the activation open and the README says SiLU; the code has h_swish, which
-    we follow. The code takes any `oup` and fails on most in the broadcast; `c_out` other than c or
-    1 is refused here unless c is 1. Rows and columns share one BatchNorm, so in training the
-    result depends on H : W. changzy00's copy has the same keys, so that its weights load without
-    a word, but a ReLU and no sigmoid: they do not carry over.
+    we follow. The code accepts any `oup` and fails on most in broadcasting; here a `c_out` other
+    than c or 1 raises an error unless c is 1. Rows and columns share one BatchNorm, so in training
+    the result depends on H : W. changzy00's copy has the same keys but a ReLU and no sigmoid: its
+    weights load without an error, but give other outputs.
 Cost: with o = c_out, parameters c m + 3 m + 2 (m o + o); MACs (H + W) m (c + o).
 """
 
@@ -88,7 +88,7 @@ register(
     upstream=({}, {"conv2": "conv_h", "conv3": "conv_w"}),
     known_variants=(
         KnownVariant(
-            whose="timm's CoordAttn as it is by default",
+            whose="timm's CoordAttn with its default arguments",
             keys=("conv1.weight", "bn1.weight", "conv_h.weight", "conv_w.weight"),
             lacks=("conv1.bias", "conv_h.bias", "conv_w.bias"),
             computes="has no biases and another hidden width",

@@ -8,9 +8,9 @@ Math: x0 = x + positions[:T]; `depth` times x = x + Attn(x), x = x + W2 gelu(W1 
     `causal`: softmax(q_t k_s (c / heads)^-1/2) v_s, all heads joined by a linear layer.
 Shapes: (..., T, C) -> (..., T, C), with T <= `length`; `attention_only` takes any T.
 Differs: the paper's figure normalizes before the attention, the code does not; the paper's sum
-    ends at t - 1, the code's at t. We follow the code. Where `window` does not divide T, the
-    authors' windows straddle two samples or fail; here the last window is shorter. Their window 0
-    fails where causal; here it is all of T.
+    ends at t - 1, the code's at t. We follow the code. If `window` does not divide T, the authors'
+    windows span two samples or fail; here the last window is shorter. Their window=0 fails if
+    causal; here it covers all of T.
 Cost: with W = window (T where 0), m = mlp_dim, n = ceil(T / W): parameters length c +
     depth (4 c^2 + 4 c + 2 c m + m); MACs depth (4 T c^2 + 2 n W^2 c + 2 T c m); `qkv_bias` adds
     3 c a layer; `attention_only` has neither positions, LayerNorm nor MLP: 4 c^2 + c.
@@ -42,9 +42,9 @@ def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Te
         qkv = qkv.index_select(1, step.clamp(max=steps - 1))
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
-    with autocast_disabled(q):  # products of half precision can pass its largest number
+    with autocast_disabled(q):  # half-precision products may overflow
         scores = q @ k.mT  # NM heads W W
-    if causal:  # what fills the last window comes later than every step
+    if causal:  # masks the repeated steps, too, which come after every other
         scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
     elif ragged:
         blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
@@ -65,7 +65,7 @@ class CTMSA(nn.Module):
         length: most steps of an input, each with a learned position.
         mlp_dim: hidden width of the MLP; `2 * c` by default.
         depth: layers of attention and MLP; the positions are added once.
-        dropout: rate behind the attention and behind both layers of the MLP.
+        dropout: rate after the attention and after both layers of the MLP.
         attention_only: the attention alone, without positions, residual and MLP.
         qkv_bias: whether queries, keys and values have biases.
 
@@ -141,7 +141,7 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         window = self.window or x.shape[-2]
-        if not torch.compiler.is_compiling():  # a graph for any length keeps the window as it is
+        if not torch.compiler.is_compiling():  # a graph of dynamic length needs a fixed window
             window = min(window, x.shape[-2])
         attended = windowed_attention(self.qkv(x), self.heads, window, self.causal)
         y: Tensor = self.dropout(self.proj(attended))

@@ -8,9 +8,9 @@ Math: y = PAM(x) + CAM(x), see `danet_position` and `danet_channel`; with `head=
     y = f51(PAM(f5a(x))) + f52(CAM(f5c(x))), each f = ReLU(BN(3x3 convolution without bias)), f5a
     and f5c from c to c // 4 channels; `reduction` then acts on c // 4.
 Shapes: (B, C, H, W) -> (B, C, H, W); with head=True (B, C, H, W) -> (B, C // 4, H, W).
-Differs: the authors' code has the head alone (`head=True`); the sum of the two modules at full
-    width, the default here, is what is plugged elsewhere and starts as 2 x, since both residuals
-    are kept. Their classifiers (conv6, conv7, conv8) are not part of the block.
+Differs: the authors' code has only the head (`head=True`). The default here is the sum of the two
+    modules at full width, as other networks use it; it initially returns 2 x, since both modules
+    have a residual. Their classifiers (conv6, conv7, conv8) are not part of the block.
 Cost: with q = c // reduction, N = H W: parameters 2 q (c + 1) + c (c + 1) + 2;
     MACs N (2 c q + c^2) + N^2 (q + c) + 2 c^2 N. With head=True, i = c // 4, q = i // reduction:
     parameters 18 c i + 18 i^2 + 8 i + 2 q (i + 1) + i (i + 1) + 2;
@@ -76,7 +76,7 @@ class DANet(nn.Module):
 
 
 def _conv(c: int, c_out: int) -> nn.Sequential:
-    """A convolution of 3x3 pixels, normalized and rectified."""
+    """ReLU(BN(3x3 convolution))."""
     return nn.Sequential(
         nn.Conv2d(c, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
     )
@@ -88,7 +88,7 @@ register(
     layout="image",
     family="spatial",
     example={"c": 64},
-    upstream={"conv6": None, "conv7": None, "conv8": None},  # the rest has the authors' names
+    upstream={"conv6": None, "conv7": None, "conv8": None},  # other names are the same
     known_variants=(
         KnownVariant(
             whose="fightingcv's DAModule",
@@ -98,7 +98,7 @@ register(
         KnownVariant(
             whose="mmsegmentation's DAHead",
             keys=("pam.gamma.scale", "cam.gamma.scale"),
-            computes="has the same formulas under other keys and shapes, for which there is no map",
+            computes="has the same formulas with other keys and shapes, which are not supported",
         ),
     ),
 )

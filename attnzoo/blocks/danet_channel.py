@@ -1,4 +1,4 @@
-"""Channel attention of DANet: every channel gathers from the channels least like it.
+"""Channel attention of DANet: every channel attends to the channels least similar to it.
 
 Paper: Dual Attention Network for Scene Segmentation, Fu, Liu, Tian, Li, Bao, Fang, Lu, CVPR 2019,
     arXiv 1809.02983.
@@ -6,8 +6,8 @@ Code: junfu1115/DANet @b0a0fa0, `encoding/nn/da_att.py`, class `CAM_Module`.
 Math: y = gamma * softmax(-X X^T) X + x, X = x as a (c, H W) matrix.
 Shapes: (B, C, H, W) -> (B, C, H, W).
 Differs: the paper has softmax(X X^T); the code, which we follow, subtracts the energies from their
-    row's maximum, which is the softmax of the opposite sign. Ours computes the energies of
-    half-precision inputs in float32 (theirs overflow float16), and takes strided inputs.
+    row's maximum, which gives softmax(-X X^T). Ours computes the energies of half-precision inputs
+    in float32 (theirs overflow float16), and accepts strided inputs.
 Cost: parameters 1; MACs 2 c^2 H W.
 """
 
@@ -26,12 +26,12 @@ def channel_attention(x: Tensor, gamma: Tensor) -> Tensor:
     """gamma * softmax(-X X^T) X + X on (B, C, N)."""
     rows = upcast(x)
     attention = (rows @ rows.mT).neg().softmax(-1)  # B C C
-    # The residual is one more entry of the matrix, not another pass over x.
+    # Adding the identity to the matrix adds x without another pass over it.
     residual = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
     return (gamma * attention + residual).to(x.dtype) @ x
 
 
-# Under autocast as without: its dtype would round the energies, and float16 overflow.
+# Not in autocast's dtype, in which the energies would be rounded, or overflow in float16.
 channel_attention = in_one_dtype(custom_gradient(channel_attention, danet_channel.pair))
 
 
@@ -65,7 +65,7 @@ register(
     layout="image",
     family="channel",
     example={"c": 64},
-    upstream={},  # the authors' name is ours
+    upstream={},  # the authors' name is the same
     known_variants=(
         KnownVariant(
             whose="changzy00's CAM",

@@ -1,4 +1,4 @@
-"""Position attention of DANet: every pixel gathers from all pixels that resemble it.
+"""Position attention of DANet: every pixel attends to all pixels.
 
 Paper: Dual Attention Network for Scene Segmentation, Fu, Liu, Tian, Li, Bao, Fang, Lu, CVPR 2019,
     arXiv 1809.02983.
@@ -75,7 +75,7 @@ register(
     layout="image",
     family="spatial",
     example={"c": 64},
-    upstream={},  # the authors' names are ours
+    upstream={},  # the authors' names are the same
     known_variants=(
         KnownVariant(
             whose="changzy00's PAM",

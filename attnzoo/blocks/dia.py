@@ -1,4 +1,4 @@
-"""Deformable interactive attention: the channel mean gates the channel maximum, and it the mean.
+"""Deformable interactive attention: the mean and the maximum over channels gate each other.
 
 Paper: An Adaptive Dual-Supervised Cross-Deep Dependency Network for Pixel-Wise Classification
     (ADCD-Net, its DIA module), IEEE TGRS 2025, document 10841446.
@@ -6,15 +6,15 @@ Code: ChenC1027/ADCD-Net @bb9440c, `DIA_Module.py`, `DeformableAttention` (the d
     `DeformableAttention2` (`scales=(0.1, 0.4)`).
 Math: a = downavg(mean_C x), b = downmax(max_C x), 3x3 convolutions of stride 2;
     z = [sigmoid(d_conv(a)) * b, sigmoid(d_conv1(b)) * a]; y = relu(x * up2(sigmoid(conv(z)))).
-    `modulated=False` has z = [b, a]. Backward, the gradient that d_conv gives a is multiplied by
-    scales[0], the one that d_conv1 gives b by scales[1]; all else is the derivative.
+    `modulated=False` has z = [b, a]. In the backward pass, the gradient of a through d_conv is
+    multiplied by scales[0], that of b through d_conv1 by scales[1]; the rest is unchanged.
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: the factors are the authors' full backward hooks, as a function in front of the two
-    convolutions: torch.export drops module hooks without a word, torch.compile(fullgraph=True) and
-    torch.func refuse them. There the factors hold exactly; an export takes those of its time and
-    keeps them, decomposed too. An infinite a or b becomes nan. The mask of an odd image is cropped
-    to it; the authors' code fails there, and makes four pixels of one. Their constructor's default
-    is modulated=False. Their "deformable" is figurative: nothing is sampled at an offset.
+Differs: the authors apply the factors by full backward hooks, which torch.export drops silently and
+    torch.compile(fullgraph=True) and torch.func reject; here a function before the two convolutions
+    applies them, exactly, in all of these. An exported program keeps the factors of its export. An
+    infinite a or b becomes nan. The mask of an image of odd size is cropped to it; the authors'
+    code fails there, or enlarges a 1x1 image to 2x2. Their constructor's default is
+    modulated=False. Despite the name, nothing is sampled at an offset.
 Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 39 and 36 n.
 """
 
@@ -31,13 +31,13 @@ from ..validation.types import Width
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C, H, W) itself, and its mean and maximum over the channels: (B, 1, H, W)."""
-    maximum = x.max(1, keepdim=True).values  # not amax: the first of equal ones has the gradient
+    maximum = x.max(1, keepdim=True).values  # not amax: in a tie only the first gets the gradient
     return x, x.mean(1, keepdim=True), maximum
 
 
 def gate(x: Tensor, mask: Tensor) -> Tensor:
     """The ReLU of x (B, C, H, W) times its mask (B, 1, H, W), whose values are positive."""
-    return x.relu() * mask  # a residual may be added to the product in place, not to a ReLU
+    return x.relu() * mask  # unlike relu's, the product's gradient allows `+=` on it
 
 
 pool = custom_gradient(pool, dia.pool)
@@ -135,7 +135,7 @@ register(
     layout="image",
     family="spatial",
     example={"c": 64},
-    upstream={"conv": "conv"},  # the authors' names are ours
+    upstream={"conv": "conv"},  # the authors' names are the same
     limits={
         "gradcheck": "by the authors' design, scales other than 1 make the gradient differ from "
         "the derivative; with scales=(1, 1) both derivatives are checked"

@@ -1,4 +1,4 @@
-"""Dilated inception: temporal convolutions of several widths side by side, all looking back.
+"""Dilated inception: causal temporal convolutions of several kernel sizes, side by side.
 
 Paper: Connecting the Dots: Multivariate Time Series Forecasting with Graph Neural Networks, Wu,
     Pan, Long, Jiang, Chang, Zhang, KDD 2020, arXiv 2005.11650.
@@ -6,19 +6,19 @@ Code: nnzhan/MTGNN @f811746, `layer.py`, `dilated_inception`; the gated pair is 
     `net.py`, `gtnet.forward`.
 Math: y_t = concat_k(b_k + sum_{i < k} W_k[i] x_{t - (k - 1 - i) d}) over k in `kernels`, d =
     `dilation`; each branch has c_out / len(kernels) channels. With `gated=True`,
-    y = tanh(filter(x)) * sigmoid(gate(x)) of two such modules. Every branch looks at the steps up
-    to t alone.
+    y = tanh(filter(x)) * sigmoid(gate(x)) of two such modules. Every branch reads only steps up
+    to t.
 Shapes: (..., T, C) -> (..., T, c_out) with `padding="causal"`, which puts r = (max(kernels) - 1) d
     zeros before the first step; -> (..., T - r, c_out) with "valid", the authors' form.
 Differs: paper and code agree. The authors pad the network's raw input once and no layer of it, so
     their module is "valid"; "causal" equals it on a padded input. A `c_out` that the branches do
     not divide loses channels in their code and raises here; their largest kernel must come last,
-    ours may stand anywhere. The branches are computed as one convolution with zeros before the
-    shorter kernels wherever few products are wasted on it: there an infinite x within the widest
-    kernel's reach makes every branch nan.
+    ours need not. If few products are wasted by it, the branches are computed as one convolution
+    with zeros before the shorter kernels: an infinite x that only the largest kernel reads then
+    makes every branch nan.
 Cost: with n = len(kernels), K = sum(kernels), w = c_out / n, T' steps out, parameters
-    K c w + c_out; MACs T' c w K, the useful ones: the authors' shorter kernels also compute steps
-    that are cut off. As one convolution T' c c_out max(kernels) run. All twice if gated.
+    K c w + c_out; MACs T' c w K, without the steps that the authors' shorter kernels compute and
+    discard. As one convolution T' c c_out max(kernels) run. All twice if gated.
 """
 
 from typing import Literal
@@ -34,7 +34,7 @@ from ..registry import InputSize, register
 from ..validation import check, messages
 from ..validation.types import Count, Counts, Width
 
-# Products with padding zeros, per step, up to which one convolution beat one a branch.
+# Products with padding zeros, per step, up to which one convolution measured faster than several.
 _WASTE = 65_536
 
 
@@ -86,7 +86,7 @@ class DilatedInception(nn.Module):
         self._check_steps(x)
         h, dilation = fold(x), self.dilation  # N T C
         if self.padding == "causal":
-            if not torch.compiler.is_compiling():  # taps further back than all of T see zeros alike
+            if not torch.compiler.is_compiling():  # taps before the first step read only zeros
                 dilation = min(dilation, x.shape[-2])
             h = F.pad(h, (0, 0, (max(self.kernels) - 1) * dilation, 0))
         u = (self._joined if self.as_one else self._apart)(h, convs, dilation)
@@ -100,7 +100,7 @@ class DilatedInception(nn.Module):
         return time_conv(h, weight, bias, dilation=dilation)
 
     def _apart(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
-        """One convolution a branch, each from the first step that it needs on."""
+        """One convolution per branch, each from the first step that it needs."""
         starts = [(max(self.kernels) - m.kernel_size[0]) * dilation for m in convs]
         branches = [
             time_conv(h[:, start:], m.weight, m.bias, dilation=dilation)
@@ -110,7 +110,7 @@ class DilatedInception(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many steps before its own an output step looks at."""
+        """How many earlier steps an output step depends on."""
         return (max(self.kernels) - 1) * self.dilation
 
     def _width(self) -> int:

@@ -1,4 +1,4 @@
-"""Deep temporal Mamba: features of several depths as one sequence, shallow to deep, prior last.
+"""Deep temporal Mamba: a Mamba mixer over features of several depths and a prior token.
 
 Paper: ADCD-Net, IEEE TGRS 2025, document 10841446 (its DTM-Module).
 Code: ChenC1027/ADCD-Net @bb9440ce, `ADCD_Net.py` (`S_Net.forward`), which imports `Mamba` from a
@@ -8,12 +8,12 @@ Math: t_i = relu(norm(W_i flatten(f_i) + b_i)), one token of `dim` per depth; s 
     norm(x) = a_2 (x - mean) / (std + 1e-6) + b_2 with the unbiased std.
 Shapes: k maps (B, C_i, H_i, W_i) and optionally `token` (B, n, dim) -> (B, c_out); with
     `need_tokens=True` also y, (B, k + n, c_out), for a head of one's own on every depth.
-Differs: the tokenizers, norms, order and readout are the authors'. Their sequence core is not
-    public: assembled here from the official Mamba mixer, its last projection c_out wide. The
-    reference vectors are assembled likewise and are not the authors' numbers. Their code wraps
-    the token in a new `nn.Parameter` at every call, which detaches it and trains nothing:
-    `detach=True` does the same. Their classifier `fc2` is left to the user. `tokenizer="pool"` is
-    ours: it averages each map over a grid before W_i, so that it takes any height and width.
+Differs: the tokenizers, norms, order and readout are the authors'. Their `Mamba` is not public; it
+    is replaced here by the official mixer, with a last projection c_out wide. The reference vectors
+    are computed with it, too, and are not the authors' results. Their code wraps the token in a new
+    `nn.Parameter` at every call, which detaches it: `detach=True` does the same. Their classifier
+    `fc2` is left to the user. `tokenizer="pool"` is ours: it averages each map over a grid before
+    W_i, so that it accepts any height and width.
 Cost: with n_i = C_i H_i W_i (C_i grid^2 when pooled), parameters sum_i (n_i dim + 3 dim) + 2 dim +
     mamba + 2 c_out; MACs sum_i n_i dim + mamba's, of k steps and one of the token.
 """
@@ -32,7 +32,7 @@ from ..validation.types import AtLeast, Count, NotEmpty, Positive, Width
 from .mamba import Mamba
 
 MapSize = tuple[Width, Count, Count]  # C, H, W
-Normed = Annotated[int, AtLeast(2)]  # a width that is normalized: one number has no deviation
+Normed = Annotated[int, AtLeast(2)]  # a width that is normalized: one value has no deviation
 
 
 class DTM(nn.Module):
@@ -49,8 +49,8 @@ class DTM(nn.Module):
         conv: taps of the mixer's causal convolution.
         pool: readout: "last" token (the authors' "cls"), "first" (their `cls_token="head"`), or
             the "mean" of all.
-        tokenizer: "flatten" (the authors') projects all numbers of a map, of one fixed size;
-            "pool" projects the means over a grid, of any size.
+        tokenizer: "flatten" (the authors') projects all values of a map of fixed size; "pool"
+            projects the means over a grid, for maps of any size.
         grid: rows and columns of that grid.
         detach: whether the token's gradient is cut, as in the authors' training.
 
@@ -129,7 +129,7 @@ class DTM(nn.Module):
 
 
 class UnbiasedNorm(nn.Module):
-    """The authors' layer norm: the unbiased deviation, and eps added to it, not to the variance."""
+    """The authors' layer norm: unbiased deviation, with eps added to it, not to the variance."""
 
     def __init__(self, size: int, *, eps: float = 1e-6) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class UnbiasedNorm(nn.Module):
 
 
 class Tokenizer(nn.Sequential):
-    """One token of a map: a projection of all its numbers, or of its means over a grid."""
+    """One token of a map: a projection of all its values, or of its means over a grid."""
 
     def __init__(self, size: tuple[int, int, int], dim: int, grid: int | None) -> None:
         c, height, width = size

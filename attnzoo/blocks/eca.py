@@ -7,10 +7,10 @@ Math: y = x * sigmoid(w * g), g = mean_HW(x), where w * g is the zero-padded cro
     `kernel_size` taps along the channel index. Without a kernel_size the paper's rule gives it:
     t = int(|(log2 c + b) / gamma|), made odd by adding one where t is even.
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: the authors' module takes the number of taps and has no rule, and none of their released
-    networks follows it: their weights need an explicit `kernel_size` (per stage 3, 5, 5, 7 in
-    ResNet-50). The rule has no lower limit, so that c < 8 gets one tap; timm's EcaModule takes at
-    least three. An even kernel_size, which crashes in the authors' forward, is refused here.
+Differs: the authors' module takes the number of taps, without the paper's rule, and none of their
+    released networks follows the rule: their weights need an explicit `kernel_size` (per stage 3,
+    5, 5, 7 in ResNet-50). The rule has no lower limit, so that c < 8 gets one tap; timm's EcaModule
+    takes at least three. An even kernel_size fails in the authors' forward and raises here.
 Cost: with k taps, parameters k; MACs c k.
 """
 
@@ -22,7 +22,7 @@ from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Odd, Positive, Width
 
-_LARGEST = 2**16 - 1  # taps; no channel has so many neighbors
+_LARGEST = 2**16 - 1  # taps
 
 
 class ECA(nn.Module):
@@ -68,7 +68,7 @@ class ECA(nn.Module):
 
 
 def adaptive_kernel_size(c: int, gamma: float = 2.0, b: float = 1.0) -> float:
-    """The paper's number of taps for c channels, odd; infinite where gamma is that small."""
+    """The paper's number of taps for c channels, odd; infinite if gamma is too small."""
     t = math.trunc(min(abs((math.log2(c) + b) / gamma), float(_LARGEST + 1)))
     return t if t % 2 else t + 1
 
@@ -79,7 +79,7 @@ register(
     layout="image",
     family="channel",
     example={"c": 64},
-    upstream={},  # the authors' name is ours
+    upstream={},  # the authors' name is the same
     known_variants=(
         KnownVariant(
             whose="fightingcv's ECAAttention",

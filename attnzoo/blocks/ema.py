@@ -1,4 +1,4 @@
-"""Efficient multi-scale attention: two views of each channel group weigh one another's maps.
+"""Efficient multi-scale attention: two branches per channel group weight each other's maps.
 
 Paper: Efficient Multi-Scale Attention Module with Cross-Spatial Learning, Ouyang, He, Zhang, Luo,
     Guo, Zhan, Huang, ICASSP 2023, arXiv 2305.13563.
@@ -8,10 +8,10 @@ Math: with u one group of d = c / groups channels, and the same weights for ever
     u2 = conv3x3(u), p_i = softmax_d(mean_HW(u_i)),
     y = u * sigmoid(sum_d p_1 u_2 + sum_d p_2 u_1).
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: paper and code agree, and we with them; the authors' `factor` is `groups`, 32 by default
-    there. The norm leaves its bias as the mean of u1, so that p_1 does not depend on x. One value
-    a plane, which torch's GroupNorm refuses for a single group, becomes the norm's bias here. A c
-    that the groups do not divide, which fails in the authors' forward, is refused at once.
+Differs: paper, code and this block agree; the authors' `factor` is `groups`, 32 by default there.
+    The mean of u1 is the norm's bias, so that p_1 does not depend on x. A plane of one value, which
+    torch's GroupNorm rejects for a single group, becomes the norm's bias here. A c that the groups
+    do not divide fails in the authors' forward, and here in the constructor.
 Cost: parameters 10 d^2 + 4 d; MACs groups ((H + W) d^2 + 9 d^2 H W + 2 d H W).
 """
 
@@ -64,7 +64,7 @@ class EMA(nn.Module):
 
 
 class PlaneNorm(nn.GroupNorm):
-    """GroupNorm that takes a single value a group, too: what is left of it is the bias."""
+    """GroupNorm that also accepts groups of a single value, which it replaces by the bias."""
 
     def forward(self, input: Tensor) -> Tensor:
         input = downcast(input, self.weight)
@@ -72,7 +72,7 @@ class PlaneNorm(nn.GroupNorm):
 
 
 def _mix(u: Tensor, v: Tensor) -> Tensor:
-    """The maps of v, (N, d, H, W), weighed by the softmax of the means of u: (N, 1, H, W)."""
+    """The maps of v, (N, d, H, W), weighted by the softmax of the means of u: (N, 1, H, W)."""
     p = u.mean((2, 3)).softmax(1)[:, None]  # N 1 d
     mixed = p.to(v.dtype) @ v.flatten(2)
     return mixed.reshape(v.shape[0], 1, *v.shape[2:])

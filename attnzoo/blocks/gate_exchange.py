@@ -1,4 +1,4 @@
-"""Gate exchange: sums several maps, each channel of each weighed by a softmax over the maps.
+"""Gate exchange: sums several maps, weighted per channel by a softmax over the maps.
 
 Paper: none; derived from a prose description ("global average pooling, sigmoid, concatenation,
     softmax across the inputs, weighted sum"), with the gates of EPSANet (arXiv 2105.14447).
@@ -8,8 +8,8 @@ Math: y = sum_i a_i x_i, a = softmax_i(g_i),
     g_i = sigmoid(W2_i relu(W1_i mean_HW(x_i) + b1_i) + b2_i), W1_i: (c // reduction, c).
 Shapes: n maps (B, C, H, W) -> (B, C, H, W).
 Differs: the bottleneck with ReLU and biases, its own weights for each map and the softmax for each
-    channel are choices of the derivation. A softmax of sigmoids is never far from uniform: no
-    weight is e times another.
+    channel are choices made here. A softmax of sigmoids is never far from uniform: the largest
+    weight is less than e times the smallest.
 Cost: with r = c // reduction, parameters n (2 c r + c + r); MACs n 2 c r.
 """
 

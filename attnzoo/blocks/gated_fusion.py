@@ -9,10 +9,10 @@ Math: h = z x + (1 - z) y, z = sigmoid(Wx x + Wy y + b). With `variant="tf"`, th
     output is W2 relu(BN(W1 h + b1)) + b2; with "port" a BatchNorm follows each of the four linear
     maps, the gate's two and the last one too; with "paper" it is h.
 Shapes: x (..., D), y (..., D) -> (..., D), D = c; the authors have (B, T, N, D).
-Differs: the paper has no output layers, the code does; the port computes another function than the
-    code, and each variant is its own. BN normalizes over all axes but the last, eps 1e-3 in "tf"
-    and 1e-5 in "port". TensorFlow's moving averages start at a variance of 0 and have a schedule;
-    here they are PyTorch's. The vectors of "paper" are written from the equations.
+Differs: the paper has no output layers, the code does; the port computes yet another function, so
+    there are three variants. BN normalizes over all axes but the last, eps 1e-3 in "tf" and 1e-5 in
+    "port". TensorFlow's moving averages start at a variance of 0 and have a schedule; here they are
+    PyTorch's. The reference vectors of "paper" are computed from the equations.
 Cost: parameters 4 c^2 + 5 c ("tf"), 4 c^2 + 11 c ("port"), 2 c^2 + c ("paper"); MACs per position
     4 c^2 ("paper" 2 c^2).
 """

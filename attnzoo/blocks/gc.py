@@ -1,4 +1,4 @@
-"""Global context: one attention over the positions for all of them, added to or scaling each.
+"""Global context: one vector, attention-pooled over all positions, added to each or scaling it.
 
 Paper: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, Cao, Xu, Lin, Wei, Hu,
     ICCV Workshops 2019, arXiv 1904.11492.
@@ -8,10 +8,10 @@ Math: context = sum_n a_n x_n, a = softmax over all positions n of w x_n + b (`p
     p = int(c / reduction); y = x * sigmoid(t_mul(context)) + t_add(context), of which `fusion`
     picks one or both.
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: paper and code agree, and we with them; their `ratio` is 1 / reduction. The softmax and the
-    weighted sum run in float32 for half precision. The bias of the attention's logits cannot change
-    the output, and is kept since the authors' weights have it; a hidden width of one lets nothing
-    of the context through the LayerNorm. changzy00's GCModule lacks the softmax.
+Differs: paper, code and this block agree; the authors' `ratio` is 1 / reduction. The softmax and
+    the weighted sum run in float32 for half precision. The bias of the attention's logits does not
+    affect the output, but the authors' weights have it. With a hidden width of one, the LayerNorm
+    makes the result independent of the context. changzy00's GCModule lacks the softmax.
 Cost: with F = 1 or 2 fusions, parameters F (2 c p + c + 3 p) (+ c + 1 with "att"); MACs F 2 c p
     (+ 2 c H W with "att").
 """
@@ -28,12 +28,12 @@ from ..validation.types import Count, Width
 
 
 class GlobalContext(nn.Module):
-    """Global context on (B, C, H, W); "add" starts as the identity, "mul" as a half of x.
+    """Global context on (B, C, H, W); initially "add" is the identity and "mul" x / 2.
 
     Args:
         c: channels in and out.
         reduction: the transforms' hidden width is `int(c * (1 / reduction))`, as the authors'.
-        pooling: "att" weighs the positions by a softmax, "avg" takes their mean.
+        pooling: "att" weights the positions by a softmax, "avg" takes their mean.
         fusion: what the transformed context does: "add" to x, "mul" by its sigmoid, or "both",
             the product first.
 
@@ -89,7 +89,7 @@ class GlobalContext(nn.Module):
 
 
 def _transform(c: int, hidden: int) -> nn.Sequential:
-    """The bottleneck of a fusion; its last layer starts at zero."""
+    """The bottleneck of a fusion; its last layer is initialized to zero."""
     last = nn.Linear(hidden, c)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -8,9 +8,9 @@ Math: w1 = sigmoid(local(u) + global(mean_HW(u))), u = x + y; v = x w1 + y (1 - 
     `ms_cam`.
 Shapes: x, y (B, C, H, W) -> (B, C, H, W).
 Differs: the PyTorch file calls its first global context twice by mistake and never the second,
-    which the paper and the MXNet code call; `shared_global=True` does the same, for weights trained
-    with that file, and has no second one. Neither code has the factor 2 of `aff`. In training it
-    takes a batch of two at least.
+    unlike the paper and the MXNet code; `shared_global=True` does the same, for weights trained
+    with that file, and has no second one. Neither code has the factor 2 of `aff`. Training needs a
+    batch of 2 or more.
 Cost: with q = c // reduction, parameters 4 (2 c q + 3 q + 3 c), three quarters of it when shared;
     MACs 4 c q (H W + 1).
 """
@@ -66,6 +66,6 @@ register(
     layout="pair",
     family="fusion",
     example={"c": 64},
-    # the PyTorch file's second global context never acts
+    # the PyTorch file never calls its second global context
     upstream=(upstream("", "2"), {**upstream("", "2"), "global_att2": None}),
 )

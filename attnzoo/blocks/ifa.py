@@ -1,4 +1,4 @@
-"""IFA: doubles a map by nearest pixels, then an MLP that knows where within the pixel it is.
+"""IFA: nearest-neighbor upsampling by 2, then an MLP that also gets the position in the pixel.
 
 Paper: Learning Implicit Feature Alignment Function for Semantic Segmentation, Hu et al., ECCV 2022,
     arXiv 2206.08655, in the reduced form of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
@@ -6,13 +6,13 @@ Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`IFA`).
 Math: y = W2 leaky_relu(BN(W1 [nearest(x), s, d] + b1)) + b2; s: 40 sines and 40 cosines of the
     position, those of `implicit` with 20 frequencies; d: row and column of the source's pixel,
     i h / (h - 1), less the pixel's own, i h / (2 h - 1).
-Shapes: source (B, C, h, w) -> (B, C, 2 h, 2 w); a guidance is taken and not read.
-Differs: columns go by w as rows by h, so that a source need not be square, as theirs must be. Waves
-    are computed in float64, theirs in float32 are off by up to 7e-4. Not the paper's module, which
-    gathers four levels of a pyramid. W1's part for the source runs on the source, before it is
-    doubled: the same sums in another order. Their `num_scales` fails at all values but 20.
+Shapes: source (B, C, h, w) -> (B, C, 2 h, 2 w); a guidance is accepted but not used.
+Differs: the source need not be square, as it must be in theirs: columns use w. Sines and cosines
+    are computed in float64; theirs, in float32, are off by up to 7e-4. Not the paper's module,
+    which uses four levels of a pyramid. W1's part for the source runs before upsampling: the same
+    sums in another order. Their `num_scales` fails at all values but 20.
 Cost: parameters (c + 82) c + c + 2 c + c^2 + c; MACs 4 h w ((c + 82) c + c^2), of which 3 h w c^2
-    are spared here.
+    are saved here.
 """
 
 import torch
@@ -67,7 +67,7 @@ class IFA(nn.Module):
 
 
 def positions(h: int, w: int, device: torch.device) -> Tensor:
-    """Waves of each fine pixel's position, and its distance from the source's pixel: 82 2h 2w."""
+    """Sines and cosines of each fine pixel's position, and its offset in the source's pixel."""
     rows, columns = (
         line(0, n, n, device).repeat_interleave(2) - line(0, n, 2 * n, device) for n in (h, w)
     )

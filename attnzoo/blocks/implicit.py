@@ -5,14 +5,14 @@ Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Ha
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`SimpleImplicitFeaturizer`, "simple")
     and `featup/layers.py` (`ImplicitFeaturizer`, "full").
 Math: f_j = exp(-2 + 12 j / (n_freqs - 1)); simple: out = [sin(f_j p_a), cos(f_j p_a), x] with p the
-    row and the column in [-1, 1], channel 2 j + a. Full: p has the three colors too where
-    color_feats, m axes in all, channel m j + a; out = [sin(f_j p_a + b0), cos(f_j p_a + b1)], with
-    b of learn_bias, and x behind it where color_feats.
+    row and the column in [-1, 1], channel 2 j + a. Full: with color_feats p also has the three
+    colors, m axes in all, channel m j + a; out = [sin(f_j p_a + b0), cos(f_j p_a + b1)], with
+    b of learn_bias, followed by x with color_feats.
 Shapes: (B, C, H, W) -> (B, 4 n_freqs + C, H, W); full: 2 m n_freqs channels, + 3 with color_feats.
-Differs: the waves are computed in float64 and cast at the end, where the authors' float32 is off
+Differs: sines and cosines are computed in float64 and cast at the end; the authors' float32 is off
     by up to 4e-3 at the highest frequency. `biases` (2, m, n_freqs) is read as (2, n_freqs, m), as
-    theirs is. `time_feats`, with which theirs always fails, is left out. An axis of one pixel is at
-    -1, as theirs.
+    in their code. `time_feats`, which always fails in theirs, is left out. The coordinate of a
+    single pixel is -1, as in theirs.
 Cost: no parameters (full with learn_bias: 2 m n_freqs); no products are counted.
 """
 
@@ -33,10 +33,10 @@ class Implicit(nn.Module):
 
     Args:
         c: channels in; the full variant with `color_feats` takes 3.
-        n_freqs: frequencies; None: 20 of the simple variant, 10 of the full one.
-        variant: "simple", waves of the position, or "full", with colors and biases.
-        color_feats: whether the full variant has waves of the three colors, and the colors.
-        learn_bias: whether the full variant's waves have learned phases.
+        n_freqs: frequencies; None: 20 for the simple variant, 10 for the full one.
+        variant: "simple", of the position, or "full", with colors and biases.
+        color_feats: whether the full variant also encodes the three colors, and appends them.
+        learn_bias: whether the full variant's sines and cosines have learned phases.
 
     Raises:
         ValueError: `color_feats` with other than 3 channels; an option of the full variant alone.
@@ -55,7 +55,7 @@ class Implicit(nn.Module):
         full = variant == "full"
         if not full and (learn_bias or not color_feats):
             option = "learn_bias=True" if learn_bias else "color_feats=False"
-            raise ValueError(f"{option} needs variant='full'; variant={variant!r} has no such form")
+            raise ValueError(f"{option} needs variant='full'; variant={variant!r} does not have it")
         if full and color_feats and c != 3:
             raise ValueError(f"c={c} must be 3, the colors, with color_feats=True; or take False")
         self.c, self.variant, self.color_feats = c, variant, color_feats
@@ -74,7 +74,7 @@ class Implicit(nn.Module):
         return match_memory_format(y, x)
 
     def _waves(self, x: Tensor) -> Tensor:
-        """Waves of positions and colors: B (2 n m) H W."""
+        """Sines and cosines of positions and colors: B (2 n m) H W."""
         b, _, h, w = x.shape
         rows, columns = line(-1, 1, h, x.device), line(-1, 1, w, x.device)
         grid = torch.stack((rows[:, None].expand(h, w), columns.expand(h, w))).expand(b, 2, h, w)

@@ -1,4 +1,4 @@
-"""Joint bilateral upsampling with a learned range kernel: features to the size of a guiding image.
+"""Joint bilateral upsampling with a learned range kernel, to the size of a guiding image.
 
 Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
     Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516.
@@ -8,13 +8,13 @@ Math: p = range_proj(G); over the d x d window of each pixel, d = 2 radius + 1 a
     reflected, R_q = softmax_q(t p_q . p), t = clip(exp(range_temp), 1e-4, 1e4);
     S_q = exp(-|q|^2 / (2 sigma_spatial^2)), q in [-1, 1]^2; K = R S / max(sum_q R S, 1e-7);
     K += 0.1 fixup_proj([K, G]); out = sum_q K_q bicubic(source)_q.
-Shapes: source (B, C, h, w), guidance (B, g, H, W) -> (B, C, H, W), whatever H / h; H and W above
+Shapes: source (B, C, h, w), guidance (B, g, H, W) -> (B, C, H, W), for any H / h; H and W above
     `radius`.
-Differs: `feat_dim` and `scale` of theirs have no effect and are left out; `c` is what a source has.
-    Theirs fails in half precision; here the kernel and the sums are float32 then. The gradient
-    of their CUDA op by the filters has 7 of 49 taps; here, as on their CPU, it has all.
+Differs: the authors' `feat_dim` and `scale` have no effect and are left out; `c` is the source's
+    channels. Their code fails in half precision; here the kernel and the sums are then float32. The
+    filters' gradient of their CUDA op has 7 of 49 taps; here, as on their CPU, it has all.
 Cost: with P = d^2, k = key_dim and g = guidance, parameters 2 + g k + k + k^2 + k + (g + P) P + P
-    + P^2 + P; MACs H W (g k + k^2 + k P + (g + 2 P) P + c P), the formula's at H W = 4 h w.
+    + P^2 + P; MACs H W (g k + k^2 + k P + (g + 2 P) P + c P); `macs` assumes H W = 4 h w.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One JBU step used four times: SimFeatUp's upsampler, from features to sixteen times their size.
+"""SimFeatUp's upsampler: one JBU upsampling by 2 applied four times, to sixteen times the size.
 
 Paper: SegEarth-OV: Towards Training-Free Open-Vocabulary Segmentation for Remote Sensing Images,
     Li, Liu, Cao, Bai, Zhou, Meng, Wang, CVPR 2025, arXiv 2410.01768.
@@ -9,7 +9,7 @@ Math: four times x = JBU(x, pool(guidance)), the whole guidance averaged to twic
 Shapes: source (B, C, h, w), guidance (B, g, ., .) of any size -> (B, C, 16 h, 16 w); 2 h and 2 w
     above `radius`.
 Differs: W mixes the small source, as in `jbu_stack`. The guidance may have any size; the authors'
-    caller wants 16 times the source's.
+    caller always passes 16 times the source's.
 Cost: with d = (2 radius + 1)^2 taps, parameters those of one `jbu` + c^2 + c; MACs as `jbu_stack`.
 """
 

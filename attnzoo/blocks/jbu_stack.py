@@ -1,4 +1,4 @@
-"""JBU stack: four joint bilateral steps of two, from features to sixteen times their size.
+"""JBU stack: four joint bilateral upsamplings by 2, to sixteen times the size.
 
 Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
     Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516.
@@ -9,9 +9,9 @@ Shapes: source (B, C, h, w), guidance (B, g, ., .) of any size -> (B, C, 16 h, 1
     above `radius`.
 Differs: a step is linear in its source and treats all channels alike, so W mixes the small source,
     x + 0.1 W x, and b is added at the end: the same sums in another order, 256 times fewer of them.
-    An inner layer that is hooked, wrapped or replaced is called behind the steps, as theirs is.
+    An inner layer that is hooked, wrapped or replaced is called after the steps, as in their code.
 Cost: with d = (2 radius + 1)^2 taps, parameters those of four `jbu` + c^2 + c; MACs 340 h w of
-    `jbu` a pixel + 256 h w c^2, of which 255 h w c^2 are spared here.
+    `jbu` per pixel + 256 h w c^2, of which 255 h w c^2 are saved here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def upsample(
 
 
 def check_sizes(source: Tensor, guidance: Tensor, radius: int) -> None:
-    """The batches agree, and the first step can reflect its map at its borders."""
+    """Check that the batches agree, and that the first step's map is large enough to reflect."""
     check.same_batch(source=source, guidance=guidance)
     if 2 * source.shape[2] <= radius or 2 * source.shape[3] <= radius:
         least = radius // 2 + 1

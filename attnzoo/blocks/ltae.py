@@ -1,7 +1,7 @@
-"""Lightweight temporal attention encoder: one learned query a head pools a pixel's time series.
+"""Lightweight temporal attention encoder: a learned query per head pools a pixel's time series.
 
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
-    Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933; the first form: Lightweight Temporal
+    Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933; "original": Lightweight Temporal
     Self-Attention for Classifying Satellite Images Time Series, AALTD 2020, arXiv 2007.00586.
 Code: VSainteuf/utae-paps @987874e, `src/backbones/ltae.py`, class `LTAE2d`; `variant="original"`:
     VSainteuf/lightweight-temporal-attention-pytorch @d8f99bd, `models/ltae.py`, class `LTAE`.
@@ -14,12 +14,12 @@ Math: n = GroupNorm_heads(x) over (channels of a group, all T) of each pixel; e_
 Shapes: (B, T, C, H, W) -> (B, mlp[-1], H, W), weights (heads, B, T, H, W);
     (..., T, C) -> (..., mlp[-1]), weights (heads, ..., T).
 Differs: padded steps enter the statistics of the first GroupNorm in the authors' code and here, so
-    that padding moves the output; `padding_invariant=True` leaves them out. A padded score is
-    -inf here and -1000 there; a row of padded steps alone has equal weights in both. The authors'
-    attention dropout is 0.1 whatever `dropout` says; here it is min(0.1, dropout). With
-    `mlp[-1] == heads` the last norm has one value a group: the output is its bias, as it is theirs.
-    The first form has LayerNorms, one over (d_model, length), so that T must equal `length`, and a
-    frozen table of positions; its projection cannot be folded.
+    that padding changes the output; `padding_invariant=True` leaves them out. A padded score is
+    -inf here and -1000 there; in both, a sample of padded steps only gets equal weights. The
+    authors' attention dropout is always 0.1; here it is min(0.1, dropout). With `mlp[-1] == heads`
+    the last norm has one value per group, so that the output is its bias, as in theirs.
+    "original" has LayerNorms, one over (d_model, length), so that T must equal `length`, and a
+    constant table of positions; its projection cannot be folded.
 Cost: parameters 2 c + (c + 1) D + (D + 1) heads d_k + heads d_k + sum_i (m_i m_{i+1} + 3 m_{i+1})
     + 2 m_last, D = d_model. Per pixel the authors run T (c D + D heads d_k + heads d_k + D)
     multiply-adds (49,472 T at the defaults with c=128) and the MLP; here they are
@@ -73,14 +73,14 @@ def lightweight_attention(
         y = y * weight.view(heads, -1)
     else:
         y = torch.einsum("bphc,hdc->bphd", y, weight.view(heads, -1, n.shape[2]))
-    y = y + shift.view(heads, -1) * a.sum(3, keepdim=True)  # that sum is 1 but for dropout
+    y = y + shift.view(heads, -1) * a.sum(3, keepdim=True)  # that sum is 1 without dropout
     if code is not None:
         y = y + (a.flatten(1, 2) @ code.to(a.dtype)).view_as(y)
     return y, a
 
 
 class LTAE(nn.Module):
-    """Lightweight temporal attention encoder; T collapses.
+    """Lightweight temporal attention encoder; the output has no T axis.
 
     Args:
         c: channels in; a multiple of `heads`.
@@ -92,7 +92,7 @@ class LTAE(nn.Module):
         positions: whether the days of the steps, `positions=` of the call, are encoded; for
             variant="original" the list of all positions, or None or True for 1 to `length`.
         length: number of steps that variant="original" takes.
-        dropout: after the MLP; the weights' own dropout is min(0.1, dropout).
+        dropout: rate after the MLP; that of the attention weights is min(0.1, dropout).
         variant: "2d", or "original" for the 2020 form.
         padding_invariant: leave padded steps out of the first norm's statistics.
         layout: "image_series" (B, T, C, H, W) or "sequence" (..., T, C).
@@ -196,7 +196,7 @@ class LTAE(nn.Module):
             code = sinusoid(days, self.width // self.heads, self.period)
         stats = padded if self.padding_invariant else None
         n = group_norm_over_time(x.permute(0, 3, 2, 1), self.heads, norm.eps, stats)
-        weight: Tensor = norm.weight  # folded as well: large tensors hold the bare norm
+        weight: Tensor = norm.weight  # folded, too: no large tensor is scaled
         shift: Tensor = norm.bias
         if self.inconv is not None and self.inconv.bias is not None:
             projection = self.inconv.weight.squeeze(2)  # D C
@@ -208,7 +208,7 @@ class LTAE(nn.Module):
         for norm in filter(normalizes_batches, self.mlp):
             check.batch_norm(norm, len(y), x)
         y = self.dropout(self.mlp(y))
-        alone = len(y) == 1  # torch's GroupNorm refuses to normalize a single value
+        alone = len(y) == 1  # torch's GroupNorm rejects one value per channel
         normal: Tensor = self.out_norm(y.expand(2, -1) if alone else y)
         return normal[:1] if alone else normal
 

@@ -1,4 +1,4 @@
-"""Multi-scale gated tanh unit: gated convolutions of several widths, mixed back along time.
+"""Multi-scale gated tanh unit: gated convolutions of several kernel sizes, mixed along time.
 
 Paper: DSTAGNN: Dynamic Spatial-Temporal Aware Graph Neural Network for Traffic Flow Forecasting,
     Lan, Ma, Huang, Wang, Yang, Li, ICML 2022, PMLR 162:11906-11917.
@@ -6,14 +6,14 @@ Code: SYLan2019/DSTAGNN @d9b7f1f, `model/DSTAGNN_my.py`, `GTU` and the tail of
     `DSTAGNN_block.forward`; no class of theirs is the whole block.
 Math: u_k = W_k * x + b_k, an unpadded convolution to 2 c channels; g_k = tanh(first half) *
     sigmoid(last half); y = relu(x + dropout(M concat_k(pool(g_k)) + m)), k in `kernels`, where
-    the concatenation and the matrix M run over time. `residual=False` leaves x out, as the authors
-    do in their network's first block. `gtu_only=True` is y = g_k of one kernel, at every
-    `stride`-th step.
+    the concatenation and the matrix M act along time. `residual=False` omits x, as in the first
+    block of the authors' network. `gtu_only=True` is y = g_k for one kernel, at every `stride`-th
+    step.
 Shapes: (..., T, C) -> the same, T = `length`; with `gtu_only` -> (..., (T - k) // stride + 1, C).
-Differs: the paper max-pools each unit's steps by 2, the authors build that layer and never call
-    it: `pool=None` is their code, `pool=2` the paper's path, assembled from their units (no
-    reference vector of it comes from a run of their block). The convolutions are not causal,
-    whatever the authors' variable is named.
+Differs: the paper max-pools each unit's steps by 2; the authors build that layer and never call it.
+    `pool=None` is their code, `pool=2` the paper (its reference vectors are computed from their
+    units, not by their block). The convolutions are not causal, although the authors' variable is
+    named so.
 Cost: with L = sum_k (T - k + 1) (each // pool), parameters sum_k (2 c^2 k + 2 c) + L T + T; MACs
     sum_k (T - k + 1) 2 c^2 k + c L T for each leading index.
 """
@@ -53,13 +53,13 @@ class MGTU(nn.Module):
 
     Args:
         c: channels in and out.
-        length: T, which the mixing matrix fixes; without effect with `gtu_only`.
+        length: T, which fixes the size of the mixing matrix; no effect with `gtu_only`.
         kernels: taps in time of each unit, all different, none longer than `length`.
-        pool: steps that max pooling takes as one after each unit; None for the authors' code,
+        pool: window of the max pooling over time after each unit; None for the authors' code,
             2 for the paper.
         residual: whether x is added before the ReLU.
         dropout: rate of the dropout after the mixing matrix.
-        gtu_only: a single unit, of the one kernel given, and nothing after it.
+        gtu_only: only one unit, with the only kernel of `kernels`, and nothing after it.
         stride: steps between two outputs, with `gtu_only`.
 
     Raises:
@@ -109,7 +109,7 @@ class MGTU(nn.Module):
         return F.max_pool2d(g.mT.unsqueeze(2), (1, self.pool)).squeeze(2).mT
 
     def _mixed_steps(self) -> int:
-        """How many steps the mixing matrix takes: all that the units, pooled, give."""
+        """The mixing matrix's number of input steps: those of all units, pooled."""
         window = self.pool or 1
         for k in self.kernels:
             if self.length - k + 1 < window:
@@ -122,7 +122,7 @@ class MGTU(nn.Module):
         return sum((self.length - k + 1) // window for k in self.kernels)
 
     def _check_form(self) -> None:
-        """Refuse what the chosen form, whole or a unit alone, has no place for."""
+        """Refuse arguments that the whole block, or a single unit, does not have."""
         if len(set(self.kernels)) < len(self.kernels):
             raise ValueError(
                 f"kernels={messages.shown(self.kernels)} must all differ: a unit is named by its "
@@ -167,7 +167,7 @@ class MGTU(nn.Module):
         return f"c={self.c}, length={self.length}, pool={self.pool}, residual={self.residual}"
 
 
-# The rest of the authors' DSTAGNN_block, which a checkpoint holds under the same prefix.
+# The other layers of the authors' DSTAGNN_block, whose keys in a checkpoint have the same prefix.
 _BESIDE = dict.fromkeys(
     ("pre_conv", "EmbedT", "EmbedS", "TAt", "SAt", "cheb_conv_SAt", "residual_conv", "ln")
 )

@@ -9,9 +9,9 @@ Math: [u, z] = W_in x; u = silu(conv(u)), causal, one filter of `conv` taps per 
     h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t, h_0 = 0, `state` numbers per channel;
     y = W_out ((C_t h_t + D u_t) * silu(z_t)). u and z have e = int(expand c) channels.
 Shapes: (..., T, C) -> (..., T, C), or c_out channels; `step` takes (..., C).
-Differs: the paper discretizes B exactly (its equation 4), the code takes dt B; we follow the code.
-    Theirs needs a CUDA build and has no fallback, their reference loops over the steps; ours is
-    ordinary torch. `c_out` is ours, for blocks that end in another width.
+Differs: the paper discretizes B exactly (its equation 4), the code uses dt B; we follow the code.
+    Theirs requires CUDA, and their reference loops over the steps; ours is ordinary torch. `c_out`
+    is an addition, for blocks with another output width.
 Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bias] + e(r + 2n) +
     re + e + en + e + e c_out [+ 2e + c_out with bias]; MACs T (2ce + ek + e(r + 2n) + re + en +
     e c_out), where en reads the state; the scan itself multiplies about 3en more per step. The
@@ -33,18 +33,18 @@ from ..registry import InputSize, register
 from ..validation import check, messages
 from ..validation.types import Above, AtLeast, AtMost, Count, Positive, Width
 
-_LARGEST = AtMost(1e4)  # step size whose softplus, inverse and product with a weight all types hold
+_LARGEST = AtMost(1e4)  # step sizes that do not overflow in any dtype
 
 
 class MambaState(NamedTuple):
-    """What one step of a stream leaves for the next."""
+    """The state that one step of a stream passes to the next."""
 
     inputs: Tensor  # (..., conv - 1, e), the latest inputs of the convolution
     hidden: Tensor  # (..., e, state), float32 for half-precision blocks
 
 
 class Mamba(nn.Module):
-    """Mamba mixer on (..., T, C): causal, with no norm, residual or dropout of its own.
+    """Mamba mixer on (..., T, C): causal, without norm, residual or dropout.
 
     A stream is computed step by step with `step`, which gives what the whole call gives:
 
@@ -61,11 +61,11 @@ class Mamba(nn.Module):
         bias: whether the first and the last projection have biases.
         conv_bias: whether the convolution has one.
         c_out: channels out; None is `c`.
-        dt_min: smallest step size at the start of training (with zero input).
-        dt_max: largest step size at the start of training.
-        dt_init: how the step projection starts: "random" (uniform) or "constant".
-        dt_scale: scale of the step projection's start.
-        dt_init_floor: step sizes drawn below this are raised to it.
+        dt_min: smallest initial step size (at zero input).
+        dt_max: largest initial step size.
+        dt_init: initialization of the step projection: "random" (uniform) or "constant".
+        dt_scale: scale of that initialization.
+        dt_init_floor: initial step sizes below this are raised to it.
 
     Raises:
         ValueError: no inner channel left, or `dt_min` above `dt_max`.
@@ -101,7 +101,7 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # the authors' mark
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # as the authors mark it
         self.out_proj = nn.Linear(inner, self.c_out, bias=bias)
         with torch.no_grad():
             self._init_dt(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
@@ -166,7 +166,7 @@ class Mamba(nn.Module):
         return self._projected(y, u, z), MambaState(window[..., 1:, :], hidden)
 
     def _selected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes, in float32 at least, and how the input enters and leaves the state."""
+        """Step sizes, in float32 at least, and the matrices B and C of the input and the output."""
         r, b, c = self.x_proj(u).split((self.rank, self.state, self.state), -1)
         dt = upcast(F.linear(r, self.dt_proj.weight)) + upcast(self.dt_proj.bias)
         return F.softplus(dt), b, c
@@ -181,7 +181,7 @@ class Mamba(nn.Module):
             out: Tensor = self.out_proj(gated.to(u.dtype))
             return out
         weight, bias = self.out_proj.weight, self.out_proj.bias
-        with autocast_disabled(gated):  # the gated product can pass 65504 where the output does not
+        with autocast_disabled(gated):  # float16's gated product may overflow, not the output
             y = F.linear(gated, upcast(weight), None if bias is None else upcast(bias))
         return y.to(u.dtype)
 
@@ -224,5 +224,5 @@ register(
     layout="sequence",
     family="state-space",
     example={"c": 64},
-    upstream={},  # the authors' names are ours
+    upstream={},  # the authors' names are the same
 )

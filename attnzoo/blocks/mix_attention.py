@@ -1,4 +1,4 @@
-"""Mix-attention of U-MixFormer: the query of one stage, keys and values of all stages together.
+"""Mix-attention of U-MixFormer: queries of one stage attend to the maps of all stages.
 
 Paper: U-MixFormer: UNet-like Transformer with Mix-Attention for Efficient Semantic Segmentation,
     Yeom, von Klitzing, WACV 2025, arXiv 2312.06272.
@@ -12,8 +12,8 @@ Math: y = concat_i W_i pool_i(f_i), each map averaged over cells of pools[i] x p
     q = W_q gelu(LN(W_s pool_2(x))), k, v = W_kv gelu(LN(y)), out is upsampled bilinearly.
 Shapes: (B, c, H, W) and a list of maps (B, dims[i], H_i, W_i), deepest first, for which
     ceil(H_i / pools[i]) and ceil(W_i / pools[i]) agree -> (B, c, H, W).
-Differs: "ade" has a convolution and a norm in theirs that never act; they are left out and their
-    keys ignored. "city" fails in theirs for most odd sizes; here a side of 1 is not halved.
+Differs: the authors' "ade" has a convolution and a norm that are never called; they are left out
+    and their keys ignored. Their "city" fails at most odd sizes; here a side of 1 is not halved.
 Cost: with N = H W, M tokens of y, D = sum_i dims[i], r = mlp_ratio: parameters
     sum_{pools[i] > 1} (d_i^2 + d_i) + 2 c^2 + 2 D c + c; `block` adds 4 c + 2 D + 2 r c^2 +
     11 r c + c, "city" c^2 + 3 c + 2 D. MACs sum_{pools[i] > 1} d_i^2 M + 2 N c^2 + 2 M D c +
@@ -121,11 +121,11 @@ class Block(nn.Module):
         return x + self._survive(self.mlp(x, grid))
 
     def _survive(self, branch: Tensor) -> Tensor:
-        """A branch is dropped for whole samples."""
+        """The branch, set to zero for some samples."""
         if not (self.training and self.drop_path.p):
             return branch
-        kept: Tensor = self.drop_path(branch.new_ones(branch.shape[0], 1, 1))
-        return branch * kept
+        factor: Tensor = self.drop_path(branch.new_ones(branch.shape[0], 1, 1))
+        return branch * factor
 
 
 class MixAttention(nn.Module):
@@ -134,11 +134,11 @@ class MixAttention(nn.Module):
     Args:
         c: channels of the query map, in and out.
         dims: channels of each map of the list, deepest first.
-        pools: side of the cells over which each map is averaged; 1: the map as it is.
+        pools: side of the cells over which each map is averaged; 1 leaves a map unchanged.
         heads: attention heads; must divide `c`.
         block: the authors' whole Block, with norms, residuals and MLP.
         mlp_ratio: hidden channels of the MLP per channel, with `block`.
-        drop_path: rate at which a sample skips a branch while training, with `block`.
+        drop_path: rate at which a sample skips a branch in training, with `block`.
         variant: "ade" or "city", the authors' two forms; "city" doubles all pools.
 
     Raises:
@@ -183,7 +183,7 @@ class MixAttention(nn.Module):
         return self.mix(x, [average(f, p) for f, p in zip(features, self.pools, strict=True)])
 
     def mix(self, x: Tensor, pooled: Sequence[Tensor]) -> Tensor:
-        """The same of maps that `average` has pooled already."""
+        """The same on maps that `average` has pooled already."""
         grid = (x.shape[2], x.shape[3])
         y: Tensor = self.attn(x.flatten(2).mT, self.cat_key(pooled), grid)
         return match_memory_format(_image(y, grid), x)
@@ -204,7 +204,7 @@ class MixAttention(nn.Module):
 
 
 def average(x: Tensor, cell: int) -> Tensor:
-    """Means over cells of side `cell`; those at the border are of the pixels that exist."""
+    """Means over cells of side `cell`; those at the border average only the pixels inside."""
     # Without padding the last argument changes nothing, but inductor's gradient is wrong with True.
     return F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False) if cell > 1 else x
 
@@ -214,7 +214,7 @@ def _image(tokens: Tensor, grid: Grid) -> Tensor:  # (B, H W, C) to (B, C, H, W)
 
 
 def _initialize(layer: nn.Module) -> None:
-    """The authors': truncated normal for linear layers, by fan-out for convolutions."""
+    """The authors' initialization: truncated normal if linear, by fan-out for convolutions."""
     if isinstance(layer, nn.Linear):
         nn.init.trunc_normal_(layer.weight, std=0.02)
     elif isinstance(layer, nn.Conv2d):

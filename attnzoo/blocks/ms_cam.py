@@ -1,14 +1,14 @@
-"""Multi-scale channel attention: gates every value by its position's context and the plane's.
+"""Multi-scale channel attention: gates every value by its local and global channel context.
 
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
 Code: YimianDai/open-aff @0bcfd8a, `aff_pytorch/aff_net/fusion.py`, class `MS_CAM`, contributed and
     merged there; the authors' own code is MXNet, `model/fusion.py`.
-Math: y = x * sigmoid(local(x) + global(mean_HW(x))), local and global of their own weights each
-    BN(W2 relu(BN(W1 u + b1)) + b2), W1: (c // reduction, c).
+Math: y = x * sigmoid(local(x) + global(mean_HW(x))), where local and global are both
+    BN(W2 relu(BN(W1 u + b1)) + b2), with separate weights, W1: (c // reduction, c).
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: paper and code agree, and we with them. The authors' ImageNet networks have reduction=16 in
-    MXNet, 4 in PyTorch. In training the global context is one value a sample, so that it takes a
-    batch of two at least; theirs fails in torch's words, ours in its own.
+Differs: paper, code and this block agree. The authors' ImageNet networks have reduction=16 in
+    MXNet, 4 in PyTorch. The BatchNorm of the global context gets one value per sample and channel,
+    so that training needs a batch of 2 or more.
 Cost: with q = c // reduction, parameters 2 (2 c q + 3 q + 3 c); MACs 2 c q (H W + 1).
 """
 

@@ -1,4 +1,4 @@
-"""Pyramid squeeze attention: convolutions of several sizes, weighed by a softmax of their gates.
+"""Pyramid squeeze attention: convolutions of several sizes, weighted by a softmax of their gates.
 
 Paper: EPSANet: An Efficient Pyramid Squeeze Attention Block on Convolutional Neural Network, Zhang,
     Zu, Lu, Zou, Meng, ACCV 2022, arXiv 2105.14447.
@@ -7,9 +7,9 @@ Math: x_i = conv_i(x), of kernels[i], groups[i] and c_out / S channels, i = 1..S
     g_i = sigmoid(W2 relu(W1 mean_HW(x_i) + b1) + b2), the same W for every i, of hidden width
     c_out // S // 16; y = concat(a_S x_S, ..., a_1 x_1), a = softmax_i(g_i).
 Shapes: (B, C, H, W) -> (B, c_out, H', W'), H' = (H - 1) // stride + 1.
-Differs: the code, which is followed, concatenates the branches last to first, and takes the softmax
-    of sigmoids: with four branches a weight lies between 0.109 and 0.475. Initialized as the
-    module alone (PyTorch's defaults), not as the authors' network.
+Differs: the code, which we follow, concatenates the branches last to first, and takes the softmax
+    of sigmoids: with four branches a weight lies between 0.109 and 0.475. Initialized like the
+    module by itself (PyTorch's defaults), not as the authors' network does.
 Cost: with w = c_out / S and r = w // 16, parameters sum_i k_i^2 c w / g_i + 2 w r + w + r;
     MACs H' W' sum_i k_i^2 c w / g_i + 2 S w r.
 """

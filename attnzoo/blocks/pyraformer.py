@@ -1,4 +1,4 @@
-"""Pyramidal attention: each node of a multi-scale pyramid sees neighbors, parent and children.
+"""Pyramidal attention: each node of a multi-scale pyramid attends to neighbors, parent, children.
 
 Paper: Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and
     Forecasting, Liu et al., ICLR 2022, OpenReview 0EXmFzUn5I.
@@ -8,15 +8,15 @@ Math: z = CSCM(x), all S nodes; `n_layers` times z = LN(z + Wo Attn(z)),
     z = LN(z + W2 gelu(W1 z)); Attn of node i is softmax_j(q_i k_j / sqrt(d_k)) v_j over the j of
     its level with |i - j| <= inner // 2, its parent and its children, `heads` heads.
 Shapes: (..., T, C) -> (..., T, C) with output="finest"; (..., T, (levels) C) with "gather", each
-    step beside its ancestors; (..., S, C) with "pyramid". T of at least the product of `windows`.
+    step with its ancestors; (..., S, C) with "pyramid". T is at least the product of `windows`.
 Differs: paper and code have the same arithmetic. The authors' default computes all S x S scores
     and masks them; their TVM kernel forgets a child at many lengths. Here only the pairs that the
     mask allows are computed, for every length. Dropout is 0 by default, theirs 0.05.
 Cost: with S nodes and f = d_inner: the parameters and MACs of CSCM; a layer has parameters
     c heads (2 d_k + d_v) + heads d_v c + 3 c + 2 c f + f + 3 c, MACs
-    (2 S c + P) heads (d_k + d_v) + 2 S c f, where P pairs of nodes may attend to each other: the
-    useful ones, the authors compute all S^2. Fewer run before output="finest", whose last layer
-    computes the T finest nodes alone.
+    (2 S c + P) heads (d_k + d_v) + 2 S c f, where P pairs of nodes attend to each other (the
+    authors compute all S^2). Fewer run with output="finest", whose last layer computes only the T
+    finest nodes.
 """
 
 import math
@@ -45,14 +45,14 @@ class Pyraformer(nn.Module):
         heads: attention heads.
         d_k: width of one head's queries and keys; `c // 4` by default.
         d_v: width of one head's values; `c // 4` by default.
-        windows: how many nodes of a level one node of the next stands for, finest first.
+        windows: how many nodes of a level one node of the next summarizes, finest first.
         inner: span of neighbors within a level, the node itself included.
         bottleneck: width of the construction's convolutions; `c // 4` by default.
         d_inner: hidden width of the MLP; `c` by default.
         n_layers: layers of attention and MLP.
         cscm: kind of the construction: "bottleneck", "conv", "max" or "avg".
-        output: "finest", "gather" (each step beside its ancestors) or "pyramid" (all nodes).
-        dropout: rate on the attention's weights, behind it and behind both layers of the MLP.
+        output: "finest", "gather" (each step with its ancestors) or "pyramid" (all nodes).
+        dropout: rate on the attention weights, after the attention and both layers of the MLP.
 
     Raises:
         ValueError: a width of no channels; fewer steps than the product of `windows`.
@@ -165,7 +165,7 @@ def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
 
     Args:
         length: steps of the series, at least the product of `windows`.
-        windows: nodes of a level that one node of the next stands for, finest first.
+        windows: how many nodes of a level one node of the next summarizes, finest first.
         inner: span of neighbors within a level, the node itself included.
 
     Raises:

@@ -6,11 +6,11 @@ Code: ant-research/Pyraformer @ 84af4db, `pyraformer/Layers.py`, Bottleneck_Cons
     Conv_Construct, MaxPooling_Construct, AvgPooling_Construct.
 Math: t_0 = W_down x + b (kind "bottleneck") or x; t_l = ELU(BN(Conv(t_(l-1)))) with kernel and
     stride w_l = windows[l - 1] (kinds "bottleneck", "conv"), or the maximum or mean of w_l steps;
-    y = LN([x; W_up [t_1; ...; t_n] + b]), W_up for "bottleneck" alone.
+    y = LN([x; W_up [t_1; ...; t_n] + b]), W_up only for "bottleneck".
 Shapes: (..., T, C) -> (..., S, C), S = T + L_1 + ... + L_n, L_l = floor(L_(l-1) / w_l), finest
-    first; T of at least the product of `windows`.
-Differs: the authors' convolution and pooling kinds have three levels always, any number here.
-    Like theirs, steps at the end that fill no window have no summary.
+    first; T is at least the product of `windows`.
+Differs: the authors' convolution and pooling kinds always have three levels, here any number. As in
+    theirs, remaining steps at the end that do not fill a window are not summarized.
 Cost: with d = `bottleneck`: parameters 2 c d + d + c + sum_l (d^2 w_l + 3 d) + 2 c, MACs
     T c d + sum_l L_l d^2 w_l + (S - T) d c; "conv" has d = c without the projections; pooling
     has 2 c parameters and no MACs.
@@ -37,7 +37,7 @@ class CSCM(nn.Module):
 
     Args:
         c: channels in and out.
-        windows: how many nodes of a level one node of the next stands for, finest first.
+        windows: how many nodes of a level one node of the next summarizes, finest first.
         kind: "bottleneck" (convolutions between projections), "conv", "max" or "avg".
         bottleneck: width of the convolutions of kind "bottleneck"; `c // 4` by default.
 
@@ -119,7 +119,7 @@ class _Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, steps, window = *x.shape[:2], self.conv.stride[0]
         size = steps // window
-        if torch.compiler.is_compiling():  # a graph serves any T, with a rest or without
+        if torch.compiler.is_compiling():  # a graph of dynamic length
             return F.elu(self.norm(self.conv(x.mT))).mT.contiguous()
         # Kernel = stride: one matrix product over whole windows.
         whole = x[:, : size * window].reshape(n * size, window * x.shape[2])  # NL WD
@@ -128,7 +128,7 @@ class _Level(nn.Module):
 
 
 def quarter(c: int, name: str) -> int:
-    """The default of a width, `c // 4`, refused where it would be zero."""
+    """The default of a width, `c // 4`, which must not be zero."""
     if c < 4:
         raise ValueError(f"c={c} leaves {name}=c // 4 no channel; give {name}=1, or c=4 or more")
     return c // 4

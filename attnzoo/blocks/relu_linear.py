@@ -8,11 +8,11 @@ Math: z_0 = Wqkv x, z_s = grouped 1x1 (depthwise s x s (z_0)) for each s of `sca
     o_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + eps);
     y = BN(Wproj [o_0, o_s, ...]). heads = int(c // dim * heads_ratio).
 Shapes: (B, C, H, W) -> (B, c_out, H, W).
-Differs: the paper's normalizer has no eps. The authors' code multiplies queries with keys first
-    where H W <= dim, keys with values first elsewhere; that is one function, and the second order
-    is taken here at every size. Products, sums and the division run in float32 under half precision
-    and autocast, which the authors' do in part; a query that meets no key gives exactly 0 whatever
-    eps is, which in theirs is 0 / eps. timm has eps=1e-5; the authors' L networks set `norm.eps` to
+Differs: the paper's normalizer has no eps. The authors' code multiplies queries with keys first if
+    H W <= dim, else keys with values; both give the same result, and the second order is used here
+    at every size. Products, sums and the division run in float32 for half precision and autocast,
+    in the authors' code only some of them. A query whose products with all keys are zero gives 0
+    for every eps; in theirs, 0 / eps. timm has eps=1e-5; the authors' L networks set `norm.eps` to
     1e-7 after building.
 Cost: with t = heads dim and S scales, parameters 3 t c + sum_s 3 t (s^2 + dim) + (1 + S) t c_out
     + 2 c_out; MACs H W (the same without 2 c_out, + 2 (1 + S) t (dim + 1)), which run at every
@@ -39,7 +39,7 @@ def relu_linear_attention(z: Tensor, dim: int, eps: float) -> Tensor:
     q, k, v = z[:, :dim].relu(), z[:, dim : 2 * dim].relu(), z[:, 2 * dim :]
     v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones sums the weights: N dim+1 T
     o = (v @ k.mT) @ q  # N dim+1 T
-    total = o[:, dim:]  # where it is 0 every product is, and no eps need say so
+    total = o[:, dim:]  # if it is 0, so are all products
     return o[:, :dim] / torch.where(total > 0, total + eps, 1.0)
 
 
@@ -51,7 +51,7 @@ class LiteMLA(nn.Module):
 
     Args:
         c: channels in.
-        c_out: channels out; None: as many as in.
+        c_out: channels out; None for `c`.
         dim: channels of a head's query, key and value.
         heads_ratio: heads are `int(c // dim * heads_ratio)`.
         scales: odd kernel sizes of the depthwise convolutions; () for none.
@@ -116,7 +116,7 @@ class LiteMLA(nn.Module):
 
 
 def _grouped(z: Tensor, weight: Tensor) -> Tensor:
-    """A grouped 1x1 convolution as one batched product, which is quicker than the convolution."""
+    """A grouped 1x1 convolution as one batched product, which is faster than the convolution."""
     b, c, h, w = z.shape
     dim = weight.shape[1]
     groups = weight.view(c // dim, dim, dim).repeat(b, 1, 1)

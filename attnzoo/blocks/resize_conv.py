@@ -1,12 +1,12 @@
-"""Resize-convolution: four bilinear doublings, each corrected by a convolution that sees the guide.
+"""Resize-convolution: four bilinear upsamplings by 2, each with a guided convolution added.
 
 Paper: a baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`LayeredResizeConv`).
 Math: four times x = big + act(conv([big, small])), big = bilinear(x) at twice the size, small =
-    bilinear(guidance) at that size; act is ReLU, in the last step the identity.
+    bilinear(guidance) at the same size; act is ReLU, in the last step the identity.
 Shapes: source (B, C, h, w), guidance (B, g, ., .) of any size -> (B, C, 16 h, 16 w).
-Differs: in nothing; an even `kernel` pads one more row below and column on the right, as theirs.
-    The guidance is resized without averaging, as theirs, so that a large one is sampled.
+Differs: in nothing. As in the authors' code, an even `kernel` pads one more row and column at the
+    bottom and right, and the guidance is resized without averaging.
 Cost: with k = kernel, parameters 4 ((c + guidance) c k^2 + c); MACs 340 h w (c + guidance) c k^2.
 """
 
@@ -54,7 +54,7 @@ class ResizeConv(nn.Module):
         return match_memory_format(big + change, source)
 
     def _doubled(self, x: Tensor, guidance: Tensor, conv: nn.Module) -> tuple[Tensor, Tensor]:
-        """The map at twice its size, and what the convolution says of it and the guidance."""
+        """The map at twice its size, and its correction by the convolution."""
         size = (2 * x.shape[2], 2 * x.shape[3])
         big, small = (F.interpolate(m, size, mode="bilinear") for m in (x, guidance))
         return big, conv(F.pad(torch.cat((big, small), 1), self.pad))

@@ -1,4 +1,4 @@
-"""SAPA: each pixel of the guidance attends to the window of source pixels around its own.
+"""SAPA: each pixel of the guidance attends to the window around its pixel of the source.
 
 Paper: SAPA: Similarity-Aware Point Affiliation for Feature Upsampling, Lu et al., NeurIPS 2022,
     arXiv 2209.12866.
@@ -8,11 +8,11 @@ Math: k = K LN(x), q = Q LN(y) of source x and guidance y; for pixel (i, j) the 
     `v_embed`). q_mode "cat": q = Q [LN(y), x]; "gate": q = a Qy LN(y) + (1 - a) Qx x,
     a = sigmoid(gate LN(x)), x the source pixel that the pixel lies in.
 Shapes: source (B, C, H, W), guidance (B, g, s H, s W) -> (B, c_out, s H, s W).
-Differs: paper SAPA-B is "encoder_only", SAPA-G "gate". No 1 / sqrt(dim), as theirs. Outside, keys
-    and values are zero and keep their share of the softmax, as theirs: borders are attenuated.
-    Energies are float32 in half precision. Their operators run on CUDA alone.
+Differs: the paper's SAPA-B is "encoder_only", SAPA-G "gate". As in the authors' code, scores are
+    not divided by sqrt(dim), and keys and values outside the map are zeros that keep their weights:
+    borders fade. Scores are float32 for half precision. Their operators run only on CUDA.
 Cost: with g = guidance and e = dim, parameters 2 g + 2 c + e (g + c) + 2 e; MACs
-    s^2 H W (g e + K^2 e + K^2 c) + H W c e; the other modes have their projections more.
+    s^2 H W (g e + K^2 e + K^2 c) + H W c e; the other modes add their projections.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from ..validation.types import Count, Odd, Width
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
-    """S queries a pixel attend to the window around it, of zeros outside.
+    """S queries per pixel attend to the zero-padded window around it.
 
     q (B, e, S, H, W), k (B, e, H, W), v (B, C, H, W) -> (B, C, S, H, W).
     """
@@ -49,14 +49,14 @@ class SAPA(nn.Module):
     Args:
         c: channels of the source.
         guidance: channels of the guidance.
-        scale: how many times as high and wide as the source the guidance is.
+        scale: height and width of the guidance, divided by those of the source.
         kernel: side of the window that a pixel attends to.
         dim: width of queries and keys.
         bias: whether the projections have biases.
-        q_mode: what a query is made of: "encoder_only" (the guidance), "cat" (guidance and source)
-            or "gate" (either, as the source decides).
+        q_mode: what queries are computed from: "encoder_only" (the guidance), "cat" (guidance and
+            source) or "gate" (a mixture of the two, gated by the source).
         v_embed: whether the values are projected.
-        c_out: channels out; None for `c`; others project the values.
+        c_out: channels out; None for `c`; another number projects the values.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SAPA(nn.Module):
         return match_memory_format(y, source)
 
     def _queries(self, source: Tensor, x: Tensor, guidance: Tensor) -> Tensor:
-        """Of the guidance's pixels, by the source's pixel (h, w) and place within it: B H s W s e.
+        """Queries by pixel (h, w) of the source and position within it: B H s W s e.
 
         source, x: the source and its norm, B H W C.
         """

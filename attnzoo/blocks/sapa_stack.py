@@ -1,4 +1,4 @@
-"""SAPA stack: four SAPA steps of two, from features to sixteen times their size.
+"""SAPA stack: four SAPA upsamplings by 2, to sixteen times the size.
 
 Paper: SAPA: Similarity-Aware Point Affiliation for Feature Upsampling, Lu et al., NeurIPS 2022,
     arXiv 2209.12866, as a baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.

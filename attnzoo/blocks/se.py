@@ -56,5 +56,8 @@ register(
     layout="image",
     family="channel",
     example={"c": 64},
-    upstream={"fc.0": "fc1", "fc.2": "fc2"},  # torchvision, timm and Cadene have our names
+    upstream={
+        "fc.0": "fc1",
+        "fc.2": "fc2",
+    },  # torchvision, timm and Cadene use the same names as here
 )

@@ -1,6 +1,6 @@
 """Self gate: scales each channel by EPSANet's squeeze-and-excitation weight of the same map.
 
-Paper: none; a composition derived from a prose description of gates, of squeeze-and-excitation
+Paper: none; derived from a prose description of gates, with squeeze-and-excitation
     (arXiv 1709.01507) in the form of EPSANet (arXiv 2105.14447).
 Code: murufeng/EPSANet @9955041, `models/epsanet.py`, class `SEWeightModule`, gives the weight; the
     product with x is derived, and the reference vectors are derived likewise.

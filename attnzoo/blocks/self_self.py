@@ -1,4 +1,4 @@
-"""Self-self attention: the last block of a CLIP tower, its tokens compared with their own kind.
+"""Self-self attention of CLIP's last block: queries attend to queries, keys to keys.
 
 Paper: SegEarth-OV, Li et al., CVPR 2025, arXiv 2410.01768 ("qkv", and the removal of the global
     bias); ClearCLIP, Lan et al., ECCV 2024, arXiv 2407.12442 ("qq"); SCLIP, Wang, Mei, Yuille,
@@ -9,18 +9,18 @@ Code: likyoo/SegEarth-OV @3e22a969, `open_clip/transformer.py`, `VisionTransform
 Math: with q, k, v the projections of x and S(a, b) = softmax(a b^T / sqrt(c / heads)), per head
     y = W v and out = W_o y + b_o, where W = S(q, k) for "qk", S(q, q) for "qq", S(q, q) + S(k, k)
     for "csa", S(q, q) + S(k, k) + S(v, v) for "qkv" (sums, not means) and 1 for "identity". "gem":
-    each t of v, k, q is made unit, `iters` times replaced by G(t) t and made unit again, with
-    G(t) = softmax(t t^T temp); y = mean_t G(t) v, beside the ordinary S(q, k) v.
+    each t of v, k, q is normalized, `iters` times replaced by G(t) t and normalized again, with
+    G(t) = softmax(t t^T temp); y = mean_t G(t) v, in addition to the ordinary S(q, k) v.
     Then out - global_bias out_cls, for all tokens but the first, the class token.
-Shapes: (..., T, C) -> (..., T, C), the class token first; "gem" gives a pair, the second of the
-    ordinary attention.
+Shapes: (..., T, C) -> (..., T, C), the class token first; "gem" returns a pair, whose second item
+    is the output of the ordinary attention.
 Differs: SegEarth-OV's paper subtracts from features as `global_bias` does here, its code from
-    logits (0.3), as `remove_global_bias` does. temp=None is GEM's own: the mean length of the
-    tokens of each sample over sqrt(c / heads). "gem" starts from the joint layers of GEM.
+    logits (0.3), as `remove_global_bias` does. temp=None is GEM's default: the mean length of the
+    tokens of each sample over sqrt(c / heads). "gem" uses GEM's joint layer for q, k and v.
 Cost: parameters 4 c^2 + 4 c; MACs 4 T c^2 + (m + 1) T^2 c with m = 3 ("qkv"), 2 ("csa") or 1
     ("qq", "qk"), without the second term for "identity"; "gem":
-    5 T c^2 + 2 T^2 c + 3 (2 iters + 2) T^2 c. The authors add up (T, T) weights before they are
-    multiplied by v; here no such matrix is kept, each term is multiplied: 2 m T^2 c.
+    5 T c^2 + 2 T^2 c + 3 (2 iters + 2) T^2 c. The authors add up the (T, T) weights before the
+    product with v; here each term is multiplied by v, without storing its weights: 2 m T^2 c.
 """
 
 from typing import Literal
@@ -40,7 +40,7 @@ Mode = Literal["qk", "qq", "csa", "qkv", "identity", "gem"]
 
 
 def self_self_attention(q: Tensor, k: Tensor, v: Tensor, mode: Mode) -> Tensor:
-    """W v of (..., T, d), with W as the mode has it."""
+    """W v of (..., T, d), with the weights W of the mode."""
     if mode == "qk":
         return attention(q, k, v)
     if mode == "identity":
@@ -65,11 +65,11 @@ def gem_attention(q: Tensor, k: Tensor, v: Tensor, iters: int, temp: Tensor | fl
 def remove_global_bias(
     features: Tensor, cls: Tensor, global_bias: float = 0.3, *, normalize: bool = True
 ) -> Tensor:
-    """SegEarth-OV's removal of what the class token has in common with every patch.
+    """SegEarth-OV's removal of the class token's share in every patch.
 
     Args:
-        features: of the patches, (..., N, D), or with `normalize=False` their logits (..., N, Q).
-        cls: the class token's, (..., D) or (..., Q).
+        features: those of patches, (..., N, D), or with `normalize=False` their logits (..., N, Q).
+        cls: those of the class token, (..., D) or (..., Q).
         global_bias: the paper's lambda; SegEarth-OV takes 0.3.
         normalize: f / |f| - lambda cls / |cls|, whose products with the text are SegEarth-OV's
             logits; False: f - lambda cls, for logits, which are linear in unit features.
@@ -95,8 +95,8 @@ class SelfSelf(nn.Module):
         heads: attention heads; must divide `c`.
         mode: what is compared with what; see Math.
         iters: rounds of "gem" before its last weights.
-        temp: factor of the scores of "gem"; None: its own, from the lengths of the tokens.
-        global_bias: how much of the class token's output the others lose; 0: nothing.
+        temp: factor of the scores of "gem"; None: from the lengths of the tokens, as in GEM.
+        global_bias: factor of the class token's output that is subtracted from the others.
 
     Raises:
         ValueError: `heads` does not divide `c`.
@@ -123,7 +123,7 @@ class SelfSelf(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(..., T, C); of "gem" that and the ordinary attention's."""
+        """(..., T, C); for "gem" a pair with the output of the ordinary attention."""
         check.sequence(x, self.c, self.out_proj.weight)
         tokens = leading.fold(x)  # B T C
         parts = torch.unflatten(self.in_proj(tokens), 2, (3, self.heads, -1))
@@ -157,7 +157,7 @@ class SelfSelf(nn.Module):
 
 
 def _temperature(x: Tensor, heads: int) -> Tensor:
-    """GEM's: the mean length of each sample's tokens (B, T, C), by sqrt(d), as (B, 1, 1, 1)."""
+    """GEM's default: the mean length of each sample's tokens over sqrt(d), (B, 1, 1, 1)."""
     length = torch.linalg.vector_norm(upcast(x), dim=-1).mean(-1)
     temp: Tensor = length[:, None, None, None] * (x.shape[-1] // heads) ** -0.5
     return temp

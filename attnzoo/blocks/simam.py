@@ -1,4 +1,4 @@
-"""SimAM: gates every value by how far it stands out of its channel; has no parameters.
+"""SimAM: gates every value by its distance from the channel's mean; it has no parameters.
 
 Paper: SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks, Yang,
     Zhang, Li, Xie, ICML 2021 (PMLR 139).
@@ -6,12 +6,12 @@ Code: ZjjConan/SimAM @ae98f43, `networks/attentions/simam_module.py`, class `sim
 Math: y = x * sigmoid(d / (4 (v + e_lambda)) + 1/2), d = (x - mean_HW(x))^2,
     v = sum_HW(d) / (H W - 1).
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: the paper's equation 3 has a wrong sign (so its authors); the code, which is followed, does
-    not. A 1x1 plane is 0 / 0 in their code and has the gate of a constant channel here,
-    sigmoid(1/2). Half precision is computed in float32: sums of squares overflow float16, and
-    every gate silently becomes sigmoid(1/2). The default is the code's; the authors' published
+Differs: the paper's equation 3 has a wrong sign, as its authors say; the code, which we follow,
+    does not. A 1x1 plane gives 0 / 0 in their code, and here the gate of a constant channel,
+    sigmoid(1/2). Half precision is computed in float32: sums of squares overflow float16, which
+    silently makes every gate sigmoid(1/2). The default is the code's; the authors' published
     networks were trained with e_lambda=0.1. It has the units of x squared.
-Cost: parameters 0; MACs 0, but about six elementwise operations and two sums a value.
+Cost: parameters 0; MACs 0, but about six elementwise operations and two sums per value.
 """
 
 from typing import Annotated
@@ -29,7 +29,7 @@ def simam(x: Tensor, e_lambda: float) -> Tensor:
     deviation = x - x.mean((2, 3), keepdim=True)
     d = deviation.square()
     values = x.shape[2] * x.shape[3]
-    n = values - 1 + 1 // values  # of a single value, which does not deviate, 1
+    n = values - 1 + 1 // values  # 1 for a single value, whose deviation is 0
     v = d.sum((2, 3), keepdim=True) / n
     return x * (d / (4 * (v + e_lambda)) + 0.5).sigmoid()
 
@@ -39,7 +39,7 @@ class SimAM(nn.Module):
 
     Args:
         c: channels in and out; only the check of the input depends on it.
-        e_lambda: what is added to the variance, in the units of x squared.
+        e_lambda: added to the variance, in the units of x squared.
     """
 
     def __init__(self, c: Width, *, e_lambda: Annotated[float, AtLeast(1e-30)] = 1e-4) -> None:

@@ -1,4 +1,4 @@
-"""Selective kernels: convolutions of several reaches, mixed per channel by a softmax over them.
+"""Selective kernels: convolutions of several dilations, mixed per channel by a softmax over them.
 
 Paper: Selective Kernel Networks, Li, Wang, Hu, Yang, CVPR 2019, arXiv 1903.06586.
 Code: implus/SKNet @17dd708 (Caffe only, `models/sknet50.prototxt`); the reference vectors were run
@@ -7,11 +7,11 @@ Math: U_i = relu(BN_i(conv3x3_i(x))) with dilation 1 + i, i < `branches`,
     z = relu(BN(W1 mean_HW(sum_i U_i))), W1: (d, c), d = max(c // reduction, min_dim),
     y = sum_i a_i U_i, a = softmax_i(W2 z), W2: (branches c, d).
 Shapes: (B, C, H, W) -> (B, C, H', W'), H' = (H - 1) // stride + 1.
-Differs: paper and Caffe agree, and we with them. timm pads more at strides above 2, off center,
-    and by default splits the channels over the branches; PytorchInsight's has no dilation and no
-    floor on d; pppLang/SKNet has dense 5x5, biases and no BN or ReLU on z. Caffe initializes by
-    msra and gaussian fillers; here PyTorch's defaults, as timm. Since z is one value a sample,
-    training needs a batch of two at least.
+Differs: paper, Caffe code and this block agree. timm pads asymmetrically at strides above 2, and by
+    default splits the channels over the branches; PytorchInsight's has no dilation and no lower
+    limit of d; pppLang/SKNet has dense 5x5, biases and no BN or ReLU on z. Caffe initializes by
+    msra and gaussian fillers; here PyTorch's defaults, as in timm. Since z has one value per sample
+    and channel, training needs a batch of 2 or more.
 Cost: with M = branches, G = groups, parameters 9 M c^2 / G + 2 M c + c d + 2 d + M d c;
     MACs 9 M c^2 / G H' W' + c d + M d c.
 """

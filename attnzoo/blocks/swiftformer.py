@@ -7,12 +7,12 @@ Math: q = n(x Wq), k = n(x Wk), both of D = token_dim * heads channels and unit 
     a = n_T(q w_g / sqrt(token_dim)) over the T tokens; g = sum_T a q;
     y = (P(g * k) + q) F, with n(v) = v / max(|v|, 1e-12) and biases in Wq, Wk, P, F.
 Shapes: image (B, C, H, W) -> (B, token_dim, H, W); sequence (..., T, C) -> (..., T, token_dim).
-Differs: a is signed and has unit length over the tokens; it is no softmax and does not sum to one,
-    so 1/sqrt(token_dim) cancels. `heads` only widens D; nothing happens per head. The release of
-    March 2023 took a softmax over an axis of length one, so that g was the plain sum of q;
-    it was corrected in July 2023 and the networks were trained again. Hugging Face's port has the
-    old pooling and weights trained for it: they load here by name and shape, but do not give its
-    outputs. timm's port has the corrected one. The input's width is `c`, the output's `token_dim`.
+Differs: a is signed and has unit length over the tokens; it is not a softmax and does not sum to
+    one, so 1/sqrt(token_dim) cancels. `heads` only widens D; nothing happens per head. The release
+    of March 2023 took a softmax over an axis of length one, so that g was the plain sum of q; it
+    was corrected in July 2023 and the networks were trained again. Hugging Face's port has the old
+    pooling and weights trained for it: they load here, but give other outputs. timm's port has the
+    corrected pooling. The input has `c` channels, the output `token_dim`.
 Cost: with D = token_dim * heads, parameters 2 (c D + D) + D + D^2 + D + D token_dim + token_dim;
     MACs T (2 c D + D + D^2 + D token_dim), T = H W for an image.
 """
@@ -69,7 +69,7 @@ class EfficientAdditiveAttention(nn.Module):
 
     Args:
         c: channels in.
-        token_dim: channels out; None: as many as in.
+        token_dim: channels out; None for `c`.
         heads: widens queries and keys to `token_dim * heads` channels.
         layout: "image" (B, C, H, W) or "sequence" (..., T, C).
     """
@@ -120,5 +120,5 @@ register(
     layout=("image", "sequence"),
     family="token",
     example={"c": 64},
-    upstream={"Proj": "proj"},  # timm and Hugging Face have our names
+    upstream={"Proj": "proj"},  # timm and Hugging Face use the same names as here
 )

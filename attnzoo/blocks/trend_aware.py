@@ -1,4 +1,4 @@
-"""Temporal trend-aware attention: queries and keys are convolutions along time, values are points.
+"""Temporal trend-aware attention: queries and keys are convolutions along time, values are not.
 
 Paper: Learning Dynamics and Heterogeneity of Spatial-Temporal Graph Data for Traffic Forecasting,
     Guo, Lin, Wan, Li, Cong, IEEE TKDE 2021 (ASTGNN).
@@ -6,19 +6,19 @@ Code: guoshnBJTU/ASTGNN @9c2e19b, `model/ASTGNN.py`, `MultiHeadAttentionAwareTem
     (`mode="centered"`), `_qc_kc` ("causal") and `_qc_k1d` ("causal_query").
 Math: q = Q * query, k = K * key (convolutions over `kernel_size` steps, dense over channels, zeros
     beyond the ends), v = V value; y = O concat_h softmax(q_h k_h^T / sqrt(c / heads)) v_h.
-    "centered": both see (kernel_size - 1) / 2 steps to either side; "causal": both see the step
+    "centered": both read (kernel_size - 1) / 2 steps on either side; "causal": both read the step
     and those before it; "causal_query": queries causal, keys centered. `causal=True` also masks
-    the scores of later steps; `segments` cuts the series into blocks, which the convolutions do
-    not look across and the attention does.
+    the scores of later steps; `segments` divides the series into blocks, which the attention
+    crosses but the convolutions do not.
 Shapes: (..., T, C) -> (..., T, C), or query (..., Tq, C) with key and value (..., Tk, C) ->
     (..., Tq, C); weights (..., heads, Tq, Tk). T runs within one node of (B, N, T, C).
 Differs: `mode="causal"` by itself still attends to later steps, as the authors' class does without
-    a mask; only `mode="causal", causal=True` is causal. Under the mask a centered key or query
-    holds the (kernel_size - 1) / 2 steps after its own, so that step t of the output sees step t+1
-    at kernel_size=3: the authors' classes allow that leak, here `causal=True` refuses the two
-    modes that have it unless kernel_size=1. Masked scores are -inf here and -1e9 there, which
-    float16 cannot hold. Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails unless
-    its keys are segments; both work here. Even kernels, which shorten the series, are refused.
+    a mask; only `mode="causal", causal=True` is causal. Even under the mask, a centered key or
+    query depends on (kernel_size - 1) / 2 later steps, so that the output at t depends on t + 1 at
+    kernel_size=3. The authors' classes allow that leak; here `causal=True` raises an error for the
+    two modes that have it, unless kernel_size=1. Masked scores are -inf here and -1e9 there, which
+    float16 cannot represent. Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails
+    unless its keys are segments; both work here. Even kernels would shorten the series and raise.
 Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
     T (2 c^2 kernel_size + 2 c^2) + 2 T^2 c. The authors' causal convolutions also compute
     kernel_size - 1 columns that are cut off, which do not count.
@@ -62,14 +62,14 @@ class TrendAwareAttention(nn.Module):
 
     Args:
         c: channels in and out, a multiple of `heads`.
-        heads: contiguous groups of channels that attend each for itself.
-        kernel_size: steps that a query or a key sees, odd.
+        heads: attention heads.
+        kernel_size: steps that a query or a key depends on, odd.
         mode: which of the two convolutions are causal: none ("centered"), both ("causal") or the
             queries' ("causal_query").
-        causal: mask the scores of later steps; with `mode="causal"` no output sees a later step.
-        segments: lengths of the blocks that the convolutions do not look across; queries and keys
-            with `mode="centered"`, keys alone with "causal_query".
-        dropout: on the weights.
+        causal: mask scores of later steps; with `mode="causal"` no output depends on a later step.
+        segments: lengths of the blocks that the convolutions do not cross; those of queries and
+            keys with `mode="centered"`, only those of keys with "causal_query".
+        dropout: rate on the attention weights.
 
     Raises:
         ValueError: `heads` does not divide `c`, segments with `mode="causal"`, or `causal=True`
@@ -176,7 +176,7 @@ def _check_mode(
 ) -> None:
     if causal and mode != "causal" and kernel_size > 1:
         raise ValueError(
-            f"causal=True with mode={mode!r} would not be causal: centered convolutions hold later "
+            f"causal=True with mode={mode!r} would not be causal: centered convolutions read later "
             "steps, which the mask cannot hide; take mode='causal' or kernel_size=1"
         )
     if segments is not None and mode == "causal":

@@ -9,8 +9,8 @@ Math: y = x * (cw + hc + hw) / 3, gate = sigmoid(BN(conv([max(x), mean(x)]))), p
     W); without `spatial`, y = x * (cw + hc) / 2.
 Shapes: (B, C, H, W) -> (B, C, H, W), for any C.
 Differs: the authors permute and copy x for each branch; the gates factor out of the sum, so here
-    x is neither permuted nor copied. The channel axis is convolved with zero padding: a block
-    after a permutation of channels is another block.
+    x is neither permuted nor copied. Since convolutions run along the channel axis, the order of
+    the channels matters.
 Cost: parameters 3 (2 kernel_size^2 + 2); MACs 2 kernel_size^2 (C W + H C + H W); without
     `spatial` two gates of the three, and no H W.
 """
@@ -44,7 +44,7 @@ class TripletAttention(nn.Module):
     """Triplet attention on (B, C, H, W).
 
     Args:
-        c: channels in and out; nothing depends on it, and any number of channels runs.
+        c: channels in and out; it has no effect, and the input may have any number of channels.
         kernel_size: of the three convolutions, odd.
         spatial: False leaves the (H, W) gate out, the authors' `no_spatial`.
 

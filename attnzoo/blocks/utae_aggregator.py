@@ -1,4 +1,4 @@
-"""Temporal aggregation of U-TAE: the attention of the lowest resolution collapses T at any scale.
+"""Temporal aggregation of U-TAE: a sum over T by the attention weights of the lowest resolution.
 
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
     Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933.
@@ -8,12 +8,12 @@ Math: with the weights a_gt of head g at step t resized to the size of x, "att_g
     "att_mean": y = sum_t mean_g(a_gt) x_t; "mean": y = mean_t x_t. Padded steps have weight 0 and
     the mean does not count them; the weights of the others stay as they are.
 Shapes: (B, T, C, H, W) and weights (heads, B, T, h, w) -> (B, C, H, W); "mean" takes no weights.
-Differs: where x is larger than the weights, these are upsampled bilinearly, where it is smaller,
-    averaged over whole cells ("att_mean" is always bilinear). The authors decide that for both
-    axes by comparing the height of x with the width of the weights and fail on many maps that are
-    not square; here each axis is decided by itself, equal wherever theirs runs. A sample with
-    every step padded gives zeros; their "mean" divides by zero. Their output is float32 for half
-    precision where the batch has a padded step; here the dtype is kept.
+Differs: if x is larger than the weights, these are upsampled bilinearly; if it is smaller, averaged
+    over whole cells ("att_mean" is always bilinear). The authors decide that for both axes by
+    comparing the height of x with the width of the weights, and fail on many maps that are not
+    square; here each axis is decided separately, with equal results where theirs runs. A sample
+    with every step padded gives zeros; their "mean" divides by zero. For half precision with a
+    padded step their output is float32; here the dtype is kept.
 Cost: no parameters; T c H W multiply-adds, apart from the resize.
 """
 
@@ -56,23 +56,21 @@ def resize(weights: Tensor, height: int, width: int) -> Tensor:
 
 
 class UTAEAggregator(nn.Module):
-    """Collapses the steps of (B, T, C, H, W) by the attention of a smaller map; no parameters.
+    """Sums (B, T, C, H, W) over T by the attention weights of a smaller map; no parameters.
 
     `block(x, attn, key_padding_mask=mask)`; padded steps of x must be finite.
 
     Args:
-        c: channels of x, checked where given; "att_group" needs a multiple of attn's heads.
+        c: channels of x, checked if given; "att_group" needs a multiple of attn's heads.
         mode: "att_group": each head weights its own group of channels; "att_mean": the mean of
-            the heads weights all; "mean": all steps alike, attn is not read.
+            the heads weights all; "mean": equal weights, attn is not used.
 
     Raises:
         ValueError: attn is missing, is of other samples or steps than x, has a number of heads
             that does not divide the channels, or does not pool to the size of x.
     """
 
-    batch_axes: ClassVar = {
-        "attn": 1
-    }  # where the samples are, of arguments that have them elsewhere
+    batch_axes: ClassVar = {"attn": 1}  # of arguments whose batch axis is not the first
 
     def __init__(self, c: Width | None = None, *, mode: Mode = "att_group") -> None:
         super().__init__()
@@ -97,7 +95,7 @@ class UTAEAggregator(nn.Module):
         return aggregate(x, weights)
 
     def macs(self, size: InputSize) -> int:
-        """Multiply-adds of one sample's weighted sum; where c is None, of one channel."""
+        """Multiply-adds of one sample's weighted sum; if c is None, of one channel."""
         return size.steps * (self.c or 1) * size.height * size.width
 
     def _checked(self, attn: Tensor | None, x: Tensor) -> Tensor:
@@ -128,7 +126,7 @@ def _wanted(x: Tensor) -> str:
 
 
 def _mean(x: Tensor, padded: Tensor | None) -> Tensor:
-    """The mean of the steps that are not padded; zeros where all are."""
+    """The mean of the steps that are not padded; zeros if all are."""
     if padded is None:
         return x.mean(1)
     share = (~padded).to(x.dtype) / (~padded).sum(1, keepdim=True).clamp(min=1)  # B T

@@ -1,10 +1,11 @@
 """Correctness before time: a block gets a time only after its results match the reference."""
 
+import contextlib
 import copy
 import gc
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Checker:
         """
         self._compared(train=False)
         sizes = []
-        with self.bound.passes.training.ready() as step:
+        with self.bound.passes.training.ready() as step, _watched():
             for _ in range(CALLS):
                 if not all(bool(t.isfinite().all()) for t in tensors(step())):
                     raise self._wrong("not finite after many calls")
@@ -174,6 +175,17 @@ def _errors(found: Results, wanted: Results, noise: Mapping[str, float]) -> dict
         ours, right = ({k: t for k, t in r.items() if k.startswith(kind)} for r in (found, wanted))
         errors |= relative_errors(ours, right, size=root_mean_square, noise=noise)
     return errors
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Within it the garbage collector, and what it lists, pass over what was there before."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _live_bytes(settings: Settings) -> int:

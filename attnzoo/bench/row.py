@@ -80,42 +80,20 @@ class Row(Identity):
     """What one block costs at one size on one machine. Work is that of one sample of the batch."""
 
     latency_forward: Latency = column(
-        "forward ms",
-        "the batch in eval mode under inference_mode: the least time (20th to 80th percentile); ~ "
-        "where no two rounds of samples reached it",
-        time,
-        2,
+        "forward ms", "eval mode, inference_mode: least time (20th to 80th percentile)", time, 2
     )
     latency_training: Latency = column("fwd+bwd ms", "forward and backward in train mode", time, 2)
-    macs: Total = column(
-        "MACs",
-        "multiply-adds of one sample's forward pass by the authors' arithmetic: convolutions, "
-        "matrix products, attention; one MAC is two FLOPs",
-        whole,
-        3,
-    )
+    macs: Total = column("MACs", "multiply-adds of a forward pass as published", whole, 3)
     params: Total = column("params", "parameters", whole, 3)
     memory_saved_bytes: Total = column(
-        "saved",
-        "bytes that autograd keeps between forward and backward, parameters, inputs and outputs "
-        "aside",
-        size,
-        5,
+        "saved", "kept by autograd until backward, but parameters, inputs and outputs", size, 5
     )
     roof_forward: Roof  # the highest of the bounds from below
     roof_forward_fraction: float = column(
-        "roof",
-        "the highest of three bounds (memory bandwidth, matrix rate, launching of operators) and "
-        "how much of the forward pass's time it explains; none where that is below 30 %",
-        bound,
-        4,
+        "roof", "the highest bound and the share of the forward time it explains", bound, 4
     )
     bytes_forward: Total = column(
-        "min bytes",
-        "bytes that any implementation must move in a forward pass over the batch: input, output, "
-        "parameters",
-        size,
-        6,
+        "min bytes", "what any implementation must move: input, output, parameters", size, 6
     )
     memory_peak_bytes: Total | None = column(
         "peak", "most bytes that a training step holds beyond its start; CUDA only", size, 5
@@ -136,31 +114,15 @@ class Row(Identity):
         "compile s", "seconds of the first, compiling calls; in none of the times", number, 4
     )
     roof_training: Roof
-    roof_training_fraction: float = column(
-        "roof fwd+bwd", "the same bounds of forward and backward", bound
-    )
-    latency_train_forward: Latency = column(
-        "train fwd ms", "the forward pass in train mode, recorded", time
-    )
-    macs_executed: Total = column(
-        "MACs run", "multiply-adds of the forward call that is timed, a sample", whole
-    )
-    macs_executed_training: Total = column(
-        "MACs run fwd+bwd", "the same of the training step", whole
-    )
-    elementwise: Total = column(
-        "elementwise", "elementwise and reduction operations of the forward call", whole
-    )
+    roof_training_fraction: float = column("roof fwd+bwd", "the bound of training", bound)
+    latency_train_forward: Latency = column("train fwd ms", "forward, train mode, recorded", time)
+    macs_executed: Total = column("MACs run", "multiply-adds of the timed forward call", whole)
+    macs_executed_training: Total = column("MACs run fwd+bwd", "of the training step", whole)
+    elementwise: Total = column("elementwise", "elementwise operations and reductions", whole)
     elementwise_training: Total
-    fvcore_macs: Total | None = column(
-        "fvcore",
-        "what fvcore counts of one sample's forward pass, and the products it passes over",
-        quoted,
-    )
+    fvcore_macs: Total | None = column("fvcore", "fvcore's count, and what it misses", quoted)
     fvcore_misses: dict[str, Any]  # multiply-adds that it passes over, by operator
-    bytes_training: Total = column(
-        "min bytes fwd+bwd", "min bytes with the gradients of all three", size
-    )
+    bytes_training: Total = column("min bytes fwd+bwd", "with the gradients of all three", size)
     roof_bandwidth: float  # bytes per second of a copy of the row's size, measured in this run
     roof_macs: float  # multiply-adds per second of a large matrix product in this dtype
     roof_launch_us: float  # microseconds of one operator call on next to nothing

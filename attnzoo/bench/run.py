@@ -14,7 +14,6 @@ from ..testing import work
 from ..testing.inputs import leaves, make_inputs, randomize_parameters, tensors, to_channels_last
 from . import correct, passes
 from .job import Job
-from .passes import Bound
 from .row import Latency, Result, Row
 from .settings import Settings
 from .timing import clock, cuda, roofline
@@ -52,15 +51,25 @@ def row(job: Job) -> Row:
         bound = passes.bind(entry, block, leaves(inputs), settings)
         checker = correct.Checker(entry, config, bound, settings)
         error = checker.check()
-        costs = _costs(job, config, bound)
+        counts = _counted(bound)
+        costs = _costs(job, config, bound, counts)
         times = latencies(bound.passes, settings)
         checker.check_again()
+        works = {
+            name: roofline.Work(
+                bytes=costs[f"bytes_{name}"],
+                macs=count.work.macs,
+                calls=count.calls if settings.mode == "eager" else 1,
+                seconds=times[f"latency_{name}"].best / 1e3,
+            )
+            for name, count in counts.items()
+        }
         return Row(
             block=job.block,
             **job.known(),
             **costs,
             **times,
-            **roofline.verdict(_works(costs, times, bound, settings), settings),
+            **roofline.verdict(works, settings),
             compile_seconds=bound.compile_seconds,
             checked_error=error,
             checked_limit=checker.limit,
@@ -99,12 +108,21 @@ def load() -> float:
     return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
 
 
-def _costs(job: Job, config: dict[str, Any], bound: Bound) -> dict[str, Any]:
-    """The row's counts, of the very calls that are timed."""
-    block, batch, works = bound.block, _batch(bound), {}
+def _counted(bound: passes.Bound) -> dict[str, counter.WorkCounter]:
+    """What the very calls that are timed run, before a compiler takes them over."""
+    found = {}
     for name in ("forward", "training"):
-        with getattr(bound.eager, name).ready() as step:
-            works[name] = counter.count(step)
+        found[name] = counter.WorkCounter()
+        with getattr(bound.eager, name).ready() as step, counter.mha_in_parts(), found[name]:
+            step()
+    return found
+
+
+def _costs(
+    job: Job, config: dict[str, Any], bound: passes.Bound, counts: dict[str, counter.WorkCounter]
+) -> dict[str, Any]:
+    """The row's counts and its memory."""
+    block, batch = bound.block, next(tensors(bound.inputs)).shape[0]
     with bound.passes.forward.ready() as step:
         traffic = counter.traffic(block.parameters(), bound.inputs, step())
     outside = (*block.parameters(), *block.buffers(), *tensors(bound.inputs))
@@ -114,51 +132,27 @@ def _costs(job: Job, config: dict[str, Any], bound: Bound) -> dict[str, Any]:
     if job.settings.kind == "cuda":
         with bound.uncaptured.training.ready() as step:
             peak = cuda.peak_bytes(step, job.settings.device)
-    executed = round(works["forward"].macs / batch)
+    try:
+        quoted = work.fvcore_count(block, bound.inputs)
+    except Exception:  # without fvcore, or where its trace fails, the block's own count stands
+        quoted = None
     published = find(job.block).closed_form(job.at, **config)
+    forward, training = (counts[name].work for name in ("forward", "training"))
+    executed = round(forward.macs / batch)
     return {
         "params": sum(p.numel() for p in block.parameters()),
         "macs": executed if published.macs is None else published.macs,
         "macs_executed": executed,
-        "macs_executed_training": round(works["training"].macs / batch),
-        "elementwise": round(works["forward"].elementwise / batch),
-        "elementwise_training": round(works["training"].elementwise / batch),
+        "macs_executed_training": round(training.macs / batch),
+        "elementwise": round(forward.elementwise / batch),
+        "elementwise_training": round(training.elementwise / batch),
+        "fvcore_macs": quoted.macs if quoted else None,
+        "fvcore_misses": quoted.missed if quoted else {},
         "bytes_forward": traffic.forward,
         "bytes_training": traffic.training,
         "memory_saved_bytes": saved,
         "memory_peak_bytes": peak,
-        **_fvcore(bound),
     }
-
-
-def _fvcore(bound: Bound) -> dict[str, Any]:
-    """What fvcore counts and misses; None where it is not installed or cannot trace the block."""
-    try:
-        found = work.fvcore_count(bound.block, bound.inputs)
-    except Exception:  # a trace may fail at anything; the block's own count stands
-        return {"fvcore_macs": None, "fvcore_misses": {}}
-    return {"fvcore_macs": found.macs, "fvcore_misses": found.missed}
-
-
-def _works(
-    costs: dict[str, Any], times: dict[str, Any], bound: Bound, settings: Settings
-) -> dict[str, roofline.Work]:
-    return {
-        name: roofline.Work(
-            bytes=costs[f"bytes_{name}"],
-            macs=costs[executed] * _batch(bound),
-            calls=roofline.calls(getattr(bound.passes, name), settings),
-            seconds=times[f"latency_{name}"].best / 1e3,
-        )
-        for name, executed in (
-            ("forward", "macs_executed"),
-            ("training", "macs_executed_training"),
-        )
-    }
-
-
-def _batch(bound: Bound) -> int:
-    return next(tensors(bound.inputs)).shape[0]
 
 
 @contextlib.contextmanager

@@ -6,11 +6,10 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -50,8 +49,7 @@ def _send_row(job: Job, imports: Sequence[str], sender: Connection) -> None:
     sender.send(run.perform(job))
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(NamedTuple):
     """The processes of one run that torchrun started; without it, this one alone."""
 
     rank: int = 0
@@ -59,16 +57,10 @@ class Ranks:
     local: int = 0
 
     def device(self, asked: str) -> str:
-        """This rank's device. Raises ValueError where several ranks would share one by index."""
-        if self.size == 1 or torch.device(asked).type == "cpu":
-            return asked
-        if torch.device(asked).index is not None:
-            kind = torch.device(asked).type
-            raise ValueError(
-                f"--device {asked} is one device; with torchrun say --device {kind}, "
-                "and each rank takes its own"
-            )
-        return f"{asked}:{self.local}"
+        """This rank's device: each has its own of a kind, unless one is asked for by index."""
+        device = torch.device(asked)
+        shared = self.size == 1 or device.type == "cpu" or device.index is not None
+        return asked if shared else f"{asked}:{self.local}"
 
     def wait(self) -> None:
         """Until every rank is here. Raises RuntimeError where one has died."""
@@ -79,16 +71,14 @@ class Ranks:
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
     """The ranks that torchrun's environment names; a request to end is an interrupt."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     dist.init_process_group("gloo", timeout=RANKS_APART)
     try:
-        yield Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
-        signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
 
 

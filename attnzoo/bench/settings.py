@@ -53,7 +53,7 @@ class Settings(Checked):
     batch: Count | None = None
     size: Count | tuple[Count, Count] | None = None
     steps: Count | None = None
-    min_time: Positive = 0.2
+    min_time: Positive = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

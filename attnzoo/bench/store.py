@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from .job import Job
 from .row import Result, Row, from_json
 
 NAME = "bench.jsonl"
@@ -19,14 +20,7 @@ PREVIOUS = "previous"  # where a fresh run sets an earlier run's files aside
 MACHINE = ("device_name", "torch", "python", "attnzoo")  # rows of one file agree in these
 
 
-class Identified(Protocol):
-    """A job, its row or its failure."""
-
-    def identity(self) -> dict[str, Any]:
-        """What is measured, where and with what."""
-
-
-def key(one: Identified) -> str:
+def key(one: Job | Result) -> str:
     """An identity without the device's index: ranks share the rows over devices of one kind."""
     known = one.identity()
     return json.dumps(known | {"device": _kind(known)}, sort_keys=True)

@@ -90,7 +90,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a row for each value of c, size, T (time steps), batch or any keyword of a block; "
         "several sweeps: every combination",
     )
-    add_option("--time", type=float, default=0.2, help="seconds of samples a pass (%(default)s)")
+    add_option("--time", type=float, default=0.1, help="seconds of samples a pass (%(default)s)")
     add_option(
         "--timeout",
         type=float,

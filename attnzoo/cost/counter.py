@@ -34,6 +34,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.strict = strict
         self.work = Work()
+        self.calls = 0  # of operators that compute something: views do not
         self.uncounted: set[str] = set()
 
     def __torch_dispatch__(
@@ -50,6 +51,7 @@ class WorkCounter(_torch.TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise operators.uncounted(operator)
             self.uncounted.add(operators.name_of(operator))
         out = operator(*args, **kwargs)
+        self.calls += not getattr(operator, "is_view", False)
         if formula is not None and (self.strict or formula.products):
             written = _torch.out_arguments(operator)
             given = {key: value for key, value in kwargs.items() if key not in written}

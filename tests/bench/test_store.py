@@ -144,7 +144,7 @@ while True:
 """
 
 
-def test_twenty_kills_lose_no_row(tmp_path: Path) -> None:
+def test_a_process_that_stops_at_any_moment_leaves_whole_rows(tmp_path: Path) -> None:
     """Every row that was reported as kept is there after each kill, once."""
     random, path = Random(0), [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     script = tmp_path / "appending.py"
@@ -163,3 +163,54 @@ def test_twenty_kills_lose_no_row(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGCONT)
     process.wait()
     process.stdout.close()
+
+
+RUN = """
+import sys
+from attnzoo.bench.timing import clock, roofline
+
+roofline.FOOTPRINTS, roofline.SIDES, roofline.SECONDS = (2**15,), (64,), 0.001
+clock.MAX_OVERTIME = 1
+from attnzoo import cli
+
+sys.exit(cli.main(["bench", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_survives_twenty_kills(tmp_path: Path) -> None:
+    """kill -9 of the command, by turns after so many new rows and after any time from its start."""
+    random, file = Random(0), store.file_of(tmp_path)
+    names, sizes = ("se", "eca", "simam"), range(4, 20)
+    words = ["--c", "16", "--batch", "1", "--time", "0.001", "--out", str(tmp_path), "--resume"]
+    swept = f"size={','.join(map(str, sizes))}"
+    command = [sys.executable, "-c", RUN, *names, "--sweep", swept, *words]
+    path = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    before: list[str] = []
+
+    def lines() -> list[str]:
+        return file.read_text().splitlines() if file.exists() else []
+
+    for kill in range(20):
+        process = subprocess.Popen(
+            command, env={**os.environ, **path}, stdout=subprocess.DEVNULL, stderr=sys.stderr
+        )
+        start = time.monotonic()
+        while kill % 2 == 0 and len(lines()) <= len(before) + kill % 3:
+            assert process.poll() is None and time.monotonic() < start + 300
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.3 if kill % 2 == 0 else 6.0))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        if before or file.exists():
+            rows = [json.dumps(row.to_json()) for row in store.load(file)]
+            assert rows[: len(before)] == before  # whatever was there stays as it was
+            assert len(lines()) - len(rows) in (0, 1)  # the one that it was writing
+            before = rows
+    assert 10 <= len(before) < len(names) * len(sizes)
+    subprocess.run(command, env={**os.environ, **path}, stdout=subprocess.DEVNULL, check=True)
+    rows = [json.loads(line) for line in lines()]
+    assert [json.dumps(row) for row in rows[: len(before)]] == before
+    found = [(row["block"], row["shape"]["x"][-1]) for row in rows]
+    assert found == [(name, size) for name in names for size in sizes]
+    assert json.loads((tmp_path / "bench.json").read_text()) == rows

@@ -20,7 +20,7 @@ from .sample import Step, burst, calls_per_sample, times
 
 ROUNDS = 6  # that the time asked for is spent in
 LEAST_ROUNDS = 3
-MAX_OVERTIME = 12  # times the time asked for, of the wall's clock
+MAX_OVERTIME = 6  # times the time asked for, of the wall's clock
 SETTLED = 1.03  # two rounds reach the same least time where they are closer than this
 CALM = 1.1  # of the reference load's best time: the machine runs at its own speed
 

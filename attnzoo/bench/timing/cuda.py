@@ -4,7 +4,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,16 +141,10 @@ def captured(step: Step, device: str) -> Step:
     return replay
 
 
-@contextlib.contextmanager
-def ieee() -> Iterator[None]:
+def ieee() -> AbstractContextManager[None]:
     """Within it float32 convolutions are float32: cuDNN's default rounds their inputs to TF32."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
+    benchmark = torch.backends.cudnn.benchmark
+    return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False)
 
 
 def peak_bytes(step: Step, device: str) -> int:

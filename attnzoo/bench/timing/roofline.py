@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..._torch import TorchDispatchMode
-from ..passes import Pass
 from ..row import Roof
 from ..settings import Settings
 from . import clock, cuda, sample
@@ -63,24 +61,6 @@ def verdict(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
         fraction = min(1.0, bounds[roof] / work.seconds)
         fields |= {f"roof_{name}": roof, f"roof_{name}_fraction": fraction}
     return fields
-
-
-def calls(one: Pass, settings: Settings) -> int:
-    """Operators that a pass calls; a compiled block or a graph is one call."""
-    if settings.mode != "eager":
-        return 1
-    counter = _Counter()  # type: ignore[no-untyped-call]
-    with one.ready() as step, counter:
-        step()
-    return counter.calls
-
-
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += not getattr(func, "is_view", False)
-        return func(*args, **(kwargs or {}))
 
 
 @functools.cache

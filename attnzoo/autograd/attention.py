@@ -17,24 +17,29 @@ from ..ops.precision import autocast_disabled
 from .custom_gradient import Pair, custom_gradient
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, ignored: Tensor | None = None) -> Tensor:
     """`ops.attention.attention` in the dtype of its arguments, by a fused kernel if one exists."""
     with autocast_disabled(q):
         if torch.compiler.is_compiling() and not is_exporting():
-            return scaled_dot_product_attention(q, k, v)  # compiled: first derivatives only
-        return _attention(q, k, v)
+            return _fused(q, k, v, ignored)  # compiled: first derivatives only
+        return _attention(q, k, v, ignored)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return scaled_dot_product_attention(q, k, v), ()
+def _fused(q: Tensor, k: Tensor, v: Tensor, ignored: Tensor | None) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, None if ignored is None else ~ignored)
+
+
+def _forward(*args: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return _fused(*args), ()
 
 
 def _backward(
     needs: Sequence[bool], args: Sequence[Any], saved: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
+    *inputs, ignored = args
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(need) for t, need in zip(args, needs, strict=True)]
-        y = scaled_dot_product_attention(*leaves)
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needs[:3], strict=True)]
+        y = _fused(leaves[0], leaves[1], leaves[2], ignored)
     grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
     return tuple(next(grads) if need else None for need in needs)
 

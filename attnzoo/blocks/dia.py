@@ -20,10 +20,9 @@ Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .. import _torch
 from ..autograd import custom_gradient, dia
+from ..ops.stop_gradient import stop_gradient
 from ..registry import InputSize, register
 from ..validation import check, types
 from ..validation.types import Width
@@ -115,18 +114,7 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     Ordinary operations, and exact: the difference is zero. A custom autograd Function would lose
     the factor in torch.export as module hooks do.
     """
-    recorded = _torch.is_exporting() or _torch.proxy_tracing()
-    still = _row_without_gradient(x) if recorded else x.detach()
-    return torch.lerp(still, x, factor)
-
-
-def _row_without_gradient(x: Tensor) -> Tensor:
-    """x.detach() as the padding row of an embedding, which gets no gradient.
-
-    Recorded graphs lose detach(): `run_decompositions()` and `make_fx` write an alias in its place.
-    """
-    row = torch.zeros(1, dtype=torch.long, device=x.device)
-    return F.embedding(row, x.reshape(1, -1), padding_idx=0).reshape(x.shape)
+    return torch.lerp(stop_gradient(x), x, factor)
 
 
 register(

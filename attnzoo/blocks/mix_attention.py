@@ -170,11 +170,8 @@ class MixAttention(nn.Module):
         self.pools = tuple(2 * pool for pool in pools) if variant == "city" else pools
         self.cat_key = CatKey(dims, self.pools)
         config = (c, sum(dims), heads)
-        self.attn = (
-            Block(*config, self.hidden, drop_path, variant)
-            if block
-            else CrossAttention(*config, variant)
-        )
+        whole = (*config, self.hidden, drop_path, variant)
+        self.attn = Block(*whole) if block else CrossAttention(*config, variant)
         self.attn.apply(_initialize)
 
     def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
@@ -190,14 +187,16 @@ class MixAttention(nn.Module):
 
     def macs(self, size: InputSize) -> int:
         """Multiply-adds of one sample, whose query map has the given size."""
-        c, mixed, largest = self.c, sum(self.dims), max(self.pools)
-        pixels, queries = size.height * size.width, size.height * size.width
-        keys = -(-size.height // largest) * -(-size.width // largest)
-        if self.variant == "city":
-            queries = max(1, size.height // 2) * max(1, size.width // 2)
+        largest, query = max(self.pools), (size.height, size.width)
+        return self.products(query, (-(-query[0] // largest), -(-query[1] // largest)))
+
+    def products(self, query: Grid, keys: Grid) -> int:
+        """Multiply-adds of a query map and mixed tokens of the given sizes."""
+        c, n, m, city = self.c, query[0] * query[1], keys[0] * keys[1], self.variant == "city"
         pooled = sum(d * d for d, pool in zip(self.dims, self.pools, strict=True) if pool > 1)
-        attention = queries * c * (2 * c + 2 * keys + (self.variant == "city") * c)
-        return keys * (pooled + 2 * mixed * c) + attention + pixels * self.hidden * (2 * c + 9)
+        queries = max(1, query[0] // 2) * max(1, query[1] // 2) if city else n
+        macs = m * (pooled + 2 * sum(self.dims) * c) + queries * c * (2 * c + 2 * m + city * c)
+        return macs + n * self.hidden * (2 * c + 9)
 
     def extra_repr(self) -> str:
         return f"c={self.c}, dims={self.dims}, pools={self.pools}"

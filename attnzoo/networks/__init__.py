@@ -1,1 +1,3 @@
-"""Whole networks, built from blocks of the catalogue; importing a file registers its network."""
+"""Whole networks, built from blocks; importing a network's file registers it."""
+
+from . import unet_tsf as unet_tsf

@@ -56,8 +56,5 @@ register(
     layout="image",
     family="channel",
     example={"c": 64},
-    upstream={
-        "fc.0": "fc1",
-        "fc.2": "fc2",
-    },  # torchvision, timm and Cadene use the same names as here
+    upstream={"fc.0": "fc1", "fc.2": "fc2"},  # torchvision, timm and Cadene use these names
 )

@@ -1,4 +1,4 @@
-"""What every suite over the registry needs: a block in some state, its inputs, one step."""
+"""Shared by the tests of every block: a block with random parameters, its inputs, one step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from attnzoo.testing.inputs import (
     tensors,
 )
 
-blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
+blocks = pytest.mark.every_block  # parametrized at collection, to include --blocks
 
 SMALL = attnzoo.InputSize(batch=2, steps=7, height=5, width=6)
 ODD = attnzoo.InputSize(batch=3, steps=13, height=9, width=11)
@@ -43,14 +43,14 @@ def made(
 
 
 def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
-    """Outputs and every gradient of one training step; `run` stands in for the block's call."""
+    """Outputs and every gradient of one step; `run(inputs)` replaces the call of the block."""
     points = leaves(inputs)
     block.zero_grad()
     outputs = list(tensors(call(block, points) if run is None else run(points)))
     generator = torch.Generator().manual_seed(2)
     grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
-    wanting = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-    torch.autograd.backward([o for o, _ in wanting], [g for _, g in wanting])
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
     return {
         "outputs": [o.detach() for o in outputs],
         "inputs": [t.grad for t in tensors(points) if t.grad is not None],
@@ -59,7 +59,7 @@ def step(block: nn.Module, inputs: Inputs, run: Any = None) -> dict[str, Any]:
 
 
 def assert_steps_equal(block: nn.Module, inputs: Inputs, run: Any) -> None:
-    """`run` in the block's stead gives its outputs, gradients and, in train mode, buffers."""
+    """Assert that `run(inputs)` has the block's outputs, gradients and updates of buffers."""
     state = {k: v.clone() for k, v in block.state_dict().items()}
     found, after = step(block, inputs), {k: v.clone() for k, v in block.named_buffers()}
     block.load_state_dict(state)
@@ -67,7 +67,7 @@ def assert_steps_equal(block: nn.Module, inputs: Inputs, run: Any) -> None:
     assert_close(after, dict(block.named_buffers()))
 
 
-def call_like(block: nn.Module, stand_in: Callable[..., Any], inputs: Inputs) -> Any:
-    """Call `stand_in` with the arguments arranged as `block.forward` wants them."""
+def call_like(block: nn.Module, function: Callable[..., Any], inputs: Inputs) -> Any:
+    """Call `function` with the inputs as the arguments of `block.forward`."""
     positional, keywords = arguments(block, inputs)
-    return stand_in(*positional, **keywords)
+    return function(*positional, **keywords)

@@ -1,4 +1,4 @@
-"""Strategies derived from the registry: constructor calls and forward calls, hostile ones too."""
+"""Hypothesis strategies for valid and invalid constructor and forward calls of blocks."""
 
 import inspect
 import math
@@ -42,7 +42,7 @@ class Call:
 
 
 def calls(name: str) -> st.SearchStrategy[Call]:
-    """Calls of one block: a config that works with up to two values exchanged, and any input."""
+    """Calls of one block: a valid config with up to three values replaced, and any input."""
     entry = find(name)
     extents = st.builds(attnzoo.InputSize, _sizes(3), _sizes(13), _sizes(7), _sizes(7))
     return st.builds(
@@ -62,7 +62,7 @@ def calls(name: str) -> st.SearchStrategy[Call]:
 
 
 def _mostly(often: st.SearchStrategy[Any], seldom: st.SearchStrategy[Any]) -> Any:
-    """One draw in twelve is from `seldom`; hypothesis would take it for half of `one_of`."""
+    """One draw in twelve is from `seldom`, which `one_of` would draw half of the time."""
     return st.sampled_from(range(12)).flatmap(lambda i: seldom if i == 7 else often)
 
 
@@ -76,15 +76,15 @@ def _configs(entry: Entry) -> st.SearchStrategy[dict[str, Any]]:
     bases = [dict(entry.example), *(Case.load(path).config for path in cases(entry.name))]
     bases = [base for base in bases if set(base) <= set(keys)]
 
-    def exchanged(chosen: set[str]) -> st.SearchStrategy[dict[str, Any]]:
+    def replaced(chosen: set[str]) -> st.SearchStrategy[dict[str, Any]]:
         return st.fixed_dictionaries({key: values(hints[key]) for key in sorted(chosen)})
 
-    changes = st.sets(st.sampled_from(keys), max_size=3).flatmap(exchanged)
+    changes = st.sets(st.sampled_from(keys), max_size=3).flatmap(replaced)
     return st.builds(lambda base, change: {**base, **change}, st.sampled_from(bases), changes)
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of an annotation and, seldom, any others."""
+    """Values that fit an annotation and, seldom, any others."""
     return _mostly(_legal(hint), st.sampled_from(HOSTILE))
 
 
@@ -108,7 +108,7 @@ def _legal(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def _extras(entry: Entry) -> st.SearchStrategy[dict[str, Any]]:
-    """Arguments of `forward` beside the first, by their annotations."""
+    """Arguments of `forward` after the first, by their annotations."""
     parameters = list(inspect.signature(entry.cls.forward).parameters.values())[2:]
     hints = get_type_hints(entry.cls.forward)
     flags = _mostly(st.booleans(), st.sampled_from(("yes", 1, None)))

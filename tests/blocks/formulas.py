@@ -1,4 +1,4 @@
-"""The authors' formulas, written plainly, that the tests of several blocks compare with."""
+"""The authors' formulas in plain operations, for the tests of several blocks."""
 
 import copy
 
@@ -80,7 +80,7 @@ def gradients(run: object, *leaves: Tensor) -> list[Tensor]:
 
 
 class HookedDIA(nn.Module):
-    """The formula written out, with real module hooks that scale the gradient of the input."""
+    """The formula, with module hooks that scale the gradient of the input, as the authors' code."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

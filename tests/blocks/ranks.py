@@ -1,4 +1,4 @@
-"""Two processes that wait for work: starting them costs seconds, a check a hundredth of one."""
+"""Two processes that run one check after the other, since starting them takes seconds."""
 
 import importlib
 import multiprocessing
@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 
 WORLD = 2
-PATIENCE = 120.0  # seconds; a check takes less than one, a start some on a busy machine
+TIMEOUT = 120.0  # seconds; a check takes less than one, starting a process several
 
 
 class RankError(AssertionError):
-    """What went wrong on which rank, with the traceback from there."""
+    """A check failed on a rank; the message has the rank and its traceback."""
 
 
 class Ranks:
-    """`WORLD` processes joined by gloo, started when first needed and again after a failure."""
+    """`WORLD` processes connected by gloo, started on first use and again after a failure."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,9 +33,9 @@ class Ranks:
         self.processes: list[Any] = []
 
     def run(
-        self, check: Callable[..., None], *args: Any, module: str = "", patience: float = PATIENCE
+        self, check: Callable[..., None], *args: Any, module: str = "", timeout: float = TIMEOUT
     ) -> None:
-        """Call `check(*args)` on every rank; raises `RankError` where one fails, dies or hangs.
+        """Call `check(*args)` on every rank; raises `RankError` if one fails, dies or hangs.
 
         `module` is imported first: the one that registers the block under test.
         """
@@ -43,7 +43,7 @@ class Ranks:
             self._start()
         for end in self.ends:
             end.send((module, check, args))
-        failures = list(self._answers(patience))
+        failures = list(self._answers(timeout))
         if failures:
             self.close()  # the other rank may be waiting inside a collective
             raise RankError(f"{check.__name__}{args}: " + "\n".join(failures))
@@ -68,14 +68,14 @@ class Ranks:
             self.processes.append(process)
             self.ends.append(ours)
 
-    def _answers(self, patience: float) -> Iterator[str]:
-        """A sentence for every rank that did not succeed; the first one ends the waiting."""
+    def _answers(self, timeout: float) -> Iterator[str]:
+        """A message for every rank that did not succeed; after the first, the wait is short."""
         waiting = dict(zip(self.ends, range(WORLD), strict=True))
         while waiting:
-            ready = wait(list(waiting), patience)
+            ready = wait(list(waiting), timeout)
             if not ready:
                 ranks = " and ".join(map(str, waiting.values()))
-                yield f"rank {ranks} gave no answer within {patience:g} s"
+                yield f"rank {ranks} gave no answer within {timeout:g} s"
                 return
             for end in ready:
                 rank = waiting.pop(end)  # type: ignore[call-overload]
@@ -86,12 +86,12 @@ class Ranks:
                     failure = f"the process ended with exit code {self.processes[rank].exitcode}"
                 if failure:
                     yield f"rank {rank}: {failure}"
-                    patience = 2.0  # what the others have to say comes at once or never
+                    timeout = 2.0  # other messages arrive soon or never
 
 
 @contextmanager
 def ranks(folder: Path) -> Iterator[Ranks]:
-    """The processes for the length of a test module."""
+    """The processes, for one test module."""
     pair = Ranks(folder)
     try:
         yield pair
@@ -100,7 +100,7 @@ def ranks(folder: Path) -> Iterator[Ranks]:
 
 
 def _serve(rank: int, meeting: str, end: Connection) -> None:
-    """What each process does: one check after the other, until its parent closes the pipe."""
+    """The main function of a process: runs checks until its parent closes the pipe."""
     torch.set_num_threads(1)
     _warnings_are_errors()
     dist.init_process_group(
@@ -108,7 +108,7 @@ def _serve(rank: int, meeting: str, end: Connection) -> None:
         init_method=meeting,
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=PATIENCE),
+        timeout=timedelta(seconds=TIMEOUT),
     )
     while True:
         try:

@@ -1,4 +1,4 @@
-"""adaptive_conv, and the sums over windows that it and the upsamplers are made of."""
+"""adaptive_conv, and the window functions that it and the upsamplers use."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_the_authors_numbers(case: str, by_hand: bool) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (31, 33)])
-def test_any_size_and_any_side(k: int, size: tuple[int, int]) -> None:
+def test_any_size_and_kernel(k: int, size: tuple[int, int]) -> None:
     h, w = size
     x = torch.randn(2, 9, h + k - 1, w + k - 1, dtype=torch.float64)
     filters = torch.randn(2, h, w, k, k, dtype=torch.float64)
@@ -79,7 +79,7 @@ def arguments(k: int) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", ["window_sum", "window_dots", "window_spread"])
 @pytest.mark.parametrize("k", [2, 3])
-def test_by_hand_equals_the_reference_form_to_second_order(name: str, k: int) -> None:
+def test_hand_written_passes_equal_the_reference_form_to_second_order(name: str, k: int) -> None:
     function: Callable[..., Tensor] = getattr(windows, name)
     args = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments(k)[name]]
     assert args[0].numel() >= windows._MIN_NUMEL
@@ -96,7 +96,7 @@ def test_by_hand_equals_the_reference_form_to_second_order(name: str, k: int) ->
         assert_close(by_hand, orders())
 
 
-def test_second_derivatives_are_by_hand_too() -> None:
+def test_second_derivatives_use_the_hand_written_passes() -> None:
     """The reference form would keep k x k shifted copies of the map."""
     x, filters = (a.detach().requires_grad_() for a in arguments(3)["window_sum"])
     grad = torch.ones_like(windows.window_sum(x, filters), requires_grad=True)
@@ -119,7 +119,7 @@ def test_fine_map_is_pixel_shuffle() -> None:
     assert torch.equal(fine_map(y, 3), torch.nn.functional.pixel_shuffle(y.flatten(1, 2), 3))
 
 
-def test_what_autograd_keeps_is_what_it_was_given() -> None:
+def test_autograd_saves_only_the_arguments() -> None:
     class Convolved(torch.nn.Module):
         def forward(self, x: Tensor, filters: Tensor) -> Tensor:
             return adaptive_conv(x, filters)
@@ -143,14 +143,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-def test_a_realistic_training_step_stays_far_under_a_gigabyte() -> None:
-    """The output and both gradients are 78 MB; all 49 shifted copies would be 1.2 GB."""
+def test_peak_memory_of_a_realistic_training_step() -> None:
+    """The output and both gradients take 78 MB; all 49 shifted copies would take 1.2 GB."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 200 * 2**20
 
 
-def test_halves_are_summed_in_float32() -> None:
+def test_half_precision_is_summed_in_float32() -> None:
     x, filters = torch.full((1, 1, 8, 8), 300.0), torch.ones(1, 2, 2, 7, 7)
     filters[..., 3:, :] = -1
     found = adaptive_conv(x.half(), 16 * filters.half())  # partial sums beyond float16

@@ -1,4 +1,4 @@
-"""MS-CAM, AFF and iAFF against the authors' formulas, and the second context that never acts."""
+"""MS-CAM, AFF and iAFF against the authors' formulas, and weights of an unused second context."""
 
 from typing import Any
 
@@ -63,14 +63,14 @@ def test_equals_the_authors_formulas(
     assert_steps_equal(block, inputs, lambda leaves: formula(block, **leaves))
 
 
-def test_the_shared_context_updates_its_statistics_twice_a_step() -> None:
+def test_the_shared_context_updates_its_statistics_twice_per_step() -> None:
     block = attnzoo.build("iaff", c=8, shared_global=True)
     block(torch.randn(2, 8, 3, 3), torch.randn(2, 8, 3, 3))
     assert block.global_att.bn1.num_batches_tracked == 2
     assert block.local_att.bn1.num_batches_tracked == 1
 
 
-def test_the_authors_second_context_loads_or_is_left_out() -> None:
+def test_checkpoints_with_a_second_global_context_load() -> None:
     whole = attnzoo.build("iaff", c=8)
     order = {"reduce": 0, "bn1": 1, "expand": 3, "bn2": 4}
     theirs = {}
@@ -91,7 +91,7 @@ def test_the_authors_second_context_loads_or_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "times"), [("ms_cam", 4_576, 1), ("aff", 4_576, 1), ("iaff", 9_152, 2)]
 )
-def test_numbers_by_hand(name: str, params: int, times: int) -> None:
+def test_counts_and_values_by_hand(name: str, params: int, times: int) -> None:
     block = attnzoo.build(name, c=64)
     assert sum(p.numel() for p in block.parameters()) == params
     assert block.macs(attnzoo.InputSize(3, 1, 5, 7)) == times * 2 * 64 * 16 * (35 + 1)

@@ -1,4 +1,4 @@
-"""What is special to agent attention."""
+"""Agent attention: its formula, variants, bias tables and sizes."""
 
 from typing import Any
 
@@ -110,7 +110,7 @@ def test_default_biases_are_the_variants() -> None:
     assert made(qkv_bias=True).kv.bias is not None
 
 
-def test_sequence_of_the_window_is_the_image() -> None:
+def test_a_sequence_equals_the_image_of_the_window() -> None:
     image, sequence = made(window=(6, 4)), made(window=(6, 4), layout="sequence")
     sequence.load_state_dict(image.state_dict())
     x = torch.randn(2, 8, 6, 4, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_sequence_of_the_window_is_the_image() -> None:
 
 
 def test_other_sizes_resize_the_tables() -> None:
-    """A block whose tables are the resized ones gives the same as resizing on the way."""
+    """A block that is built with the resized tables gives the same output."""
     small, large = made(window=(4, 6)), made(window=(8, 9))
     state = small.state_dict()
     for name, axis, size in (("ah", 2, 8), ("aw", 2, 9), ("ha", 1, 8), ("wa", 1, 9)):
@@ -143,7 +143,7 @@ def test_any_size_with_any_reduction(size: tuple[int, int], sr_ratio: int) -> No
     assert len(found["parameters"]) == len(list(block.parameters()))
 
 
-def test_a_padded_map_keeps_its_pixels_in_place() -> None:
+def test_padding_a_map_does_not_move_its_pixels() -> None:
     """Reduced keys of a map with zeros appended are those of the padded map."""
     block = made(window=(8, 8), sr_ratio=4)
     x = torch.randn(1, 8, 7, 6, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_a_padded_map_keeps_its_pixels_in_place() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_sequence_takes_the_window_scaled(first: int) -> None:
+def test_longer_sequences_scale_the_window(first: int) -> None:
     variant = "deit" if first else "swin"
     block = made(window=(4, 6), variant=variant, layout="sequence")
     for h, w in ((4, 6), (2, 3), (8, 12), (14, 21)):
@@ -169,7 +169,7 @@ def test_sequence_takes_the_window_scaled(first: int) -> None:
 
 
 def test_class_token_is_neither_pooled_nor_convolved() -> None:
-    """With no values but the patches' and no proj mixing, only the patches' part has a map."""
+    """The depthwise branch changes every token but the class token."""
     block = made(window=(3, 3), variant="deit", layout="sequence")
     x = torch.randn(1, 10, 8, dtype=torch.float64)
     before = block(x)
@@ -182,8 +182,8 @@ def test_class_token_is_neither_pooled_nor_convolved() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_the_authors_tables_load_as_they_are(config: dict[str, Any]) -> None:
-    """Theirs have two axes of length 1 more; in theirs and in ours, one-sided windows too."""
+def test_the_authors_tables_load_unchanged(config: dict[str, Any]) -> None:
+    """Their tables have two more axes of length 1; also for windows with a side of 1."""
     for window in (config["window"], (1, 4), (3, 1), (1, 1)):
         block = made(**{**config, "window": window})
         state = dict(block.state_dict())
@@ -208,7 +208,7 @@ def test_a_network_with_agent_attention_can_be_channels_last() -> None:
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # vmap's own
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2], CONFIGS[6]], ids=str)
 def test_derivatives_by_torch_func(config: dict[str, Any]) -> None:
-    """With respect to the input alone: the tables are learned, but not asked for."""
+    """With respect to the input only, although the tables require gradients."""
     block = made(**config)
     h, w = config["window"]
     x = torch.randn(2, h * w + 1, 8, dtype=torch.float64)
@@ -230,7 +230,7 @@ def test_derivatives_by_torch_func(config: dict[str, Any]) -> None:
 
 
 def test_initial_distributions() -> None:
-    """Tables from N(0, 0.02^2) as the authors draw them, layers as torch does."""
+    """Tables from N(0, 0.02^2), as in the authors' code, and torch's default for the layers."""
     torch.manual_seed(0)
     pvt = attnzoo.build("agent", 64, sr_ratio=2)
     deit = attnzoo.build("agent", 64, heads=64, variant="deit", layout="sequence")
@@ -295,7 +295,7 @@ def test_closed_forms_hold_for_every_variant(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_reduced_map_is_exported_and_compiled_for_any_size() -> None:
+def test_sr_ratio_exports_and_compiles_for_any_size() -> None:
     block = made(window=(7, 7), sr_ratio=2)
     small, odd = (torch.randn(b, 8, h, w).double() for b, h, w in ((3, 6, 8), (2, 9, 11)))
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)

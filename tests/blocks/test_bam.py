@@ -1,4 +1,4 @@
-"""BAM against the authors' layers one by one, and where their code has nothing to say."""
+"""BAM against the authors' layers, its sizes, counts and errors."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_equals_the_authors_layers(
     assert_steps_equal(block, inputs, lambda leaves: formula(block, leaves["x"]))
 
 
-def test_every_layer_has_the_authors_name() -> None:
+def test_layers_have_the_authors_names() -> None:
     block = attnzoo.build("bam", c=32, channel_layers=2, spatial_layers=3)
     theirs = {
         key.replace("channel.", "channel_att.gate_c.gate_c_").replace(
@@ -110,6 +110,6 @@ def test_refusals() -> None:
         (("channel_attn.mlp.0.weight", "spatial_attn.conv1.weight"), "changzy00's BAM"),
     ],
 )
-def test_copies_that_add_the_gates_are_named(keys: tuple[str, ...], whose: str) -> None:
+def test_known_variants_that_add_the_gates_are_named(keys: tuple[str, ...], whose: str) -> None:
     with pytest.raises(ValueError, match=f"{whose}, which adds the gates"):
         attnzoo.from_upstream("bam", {key: torch.ones(2, 32) for key in keys}, c=32)

@@ -1,4 +1,4 @@
-"""bilinear: the baseline by its formula."""
+"""bilinear against its formula."""
 
 import math
 

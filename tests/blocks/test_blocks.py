@@ -1,4 +1,4 @@
-"""The contract of every registered block, whatever it computes."""
+"""Requirements on every registered block."""
 
 import contextlib
 import copy
@@ -28,7 +28,7 @@ def test_example_runs_and_keeps_the_dtype(name: str) -> None:
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_hand_written_passes_equal_the_plain_form(name: str, train: bool) -> None:
+def test_hand_written_passes_equal_the_reference_form(name: str, train: bool) -> None:
     for extent in (None, ODD):
         _, block, inputs = made(name, extent, dtype=torch.float64, train=train)
         state = copy.deepcopy(block.state_dict())
@@ -39,8 +39,8 @@ def test_hand_written_passes_equal_the_plain_form(name: str, train: bool) -> Non
         assert_close(by_hand, plain)
 
 
-def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
-    """The gradient of the gradient, through the hand-written passes and the plain form."""
+def test_gradients_with_create_graph_and_second_gradients(name: str) -> None:
+    """By the hand-written passes and by the reference form."""
     _, block, inputs = made(name, dtype=torch.float64)
     found = []
     for context in (contextlib.nullcontext, reference_forms):
@@ -57,14 +57,14 @@ def test_a_graph_of_the_gradients_leaves_them_as_they_are(name: str) -> None:
     assert_close(*found)
 
 
-def test_outputs_take_a_residual_in_place(name: str) -> None:
+def test_a_residual_can_be_added_to_outputs_in_place(name: str) -> None:
     _, block, inputs = made(name, ODD)
     output = next(tensors(call(block, leaves(inputs))))
     residual = torch.randn_like(output)
     assert torch.equal(output.detach() + residual, output.add_(residual).detach())
 
 
-def test_config_is_json_and_the_signature_is_closed(name: str) -> None:
+def test_config_is_json_and_unknown_keywords_are_refused(name: str) -> None:
     entry = find(name)
     again = json.loads(json.dumps(entry.example))
     attnzoo.build(name, **again)
@@ -79,7 +79,7 @@ def test_config_is_json_and_the_signature_is_closed(name: str) -> None:
     assert f"{name}(" in str(caught.value)
 
 
-def test_bad_inputs_are_refused_in_words(name: str) -> None:
+def test_invalid_inputs_raise_clear_errors(name: str) -> None:
     _, block, inputs = made(name)
     key, value = next(iter(inputs.items()))
     tensor = value[0] if isinstance(value, list) else value
@@ -91,7 +91,7 @@ def test_bad_inputs_are_refused_in_words(name: str) -> None:
         of_inference = tensor.clone()
     lazy, sparse = torch.nn.UninitializedParameter(), tensor.to_sparse()
     bads = [tensor.long(), tensor[..., 0].reshape(-1), None, lazy, sparse]
-    if next(block.parameters(), None) is not None:  # without any, it has no dtype and keeps nothing
+    if next(block.parameters(), None) is not None:  # else it has no dtype and saves no inputs
         bads += [tensor.double(), of_inference]
     for bad in bads:
         with pytest.raises((TypeError, ValueError)) as caught:
@@ -99,7 +99,7 @@ def test_bad_inputs_are_refused_in_words(name: str) -> None:
         assert len(str(caught.value)) > 20
 
 
-def test_docstrings_say_all(name: str) -> None:
+def test_docstrings_have_every_section_and_argument(name: str) -> None:
     record = attnzoo.describe(name)
     for section in ("title", "paper", "code", "math", "shapes", "differs", "cost"):
         assert getattr(record, section), f"the file of {name!r} lacks {section}"

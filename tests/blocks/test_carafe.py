@@ -1,4 +1,4 @@
-"""carafe and carafe_stack: the specification pixel by pixel, and its quirks."""
+"""carafe and carafe_stack against the formula, pixel by pixel."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_the_formula(config: dict[str, int]) -> None:
         assert torch.equal(block(x, torch.randn(1, 9)), block(x))  # any guidance is ignored
 
 
-def test_it_starts_as_a_box_filter_that_fades_at_the_border() -> None:
+def test_zero_weights_give_a_box_filter_that_fades_at_the_border() -> None:
     block = attnzoo.build("carafe", 64)
     y = block(torch.ones(1, 64, 9, 9))
     assert (y[..., 4:-4, 4:-4] - 1).abs().max() < 1e-5
@@ -62,7 +62,7 @@ def test_it_starts_as_a_box_filter_that_fades_at_the_border() -> None:
     assert not block.content_encoder.bias.any()
 
 
-def test_a_stack_is_its_steps() -> None:
+def test_a_stack_equals_its_steps() -> None:
     block = attnzoo.build("carafe_stack", 3, compressed=4, dtype=torch.float64)
     randomize_parameters(block)
     x = torch.randn(1, 3, 1, 2, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_refusals() -> None:
         attnzoo.build("carafe", 4)(torch.zeros(1, 3, 2, 2))
 
 
-def test_the_weights_of_a_known_copy_are_named() -> None:
+def test_a_known_variant_is_named() -> None:
     keys = ("comp.conv.weight", "comp.bn.weight", "enc.conv.weight", "enc.bn.weight")
     with pytest.raises(ValueError, match="XiaLiPKU/CARAFE"):
         attnzoo.from_upstream("carafe", {key: torch.zeros(1) for key in keys}, c=4)

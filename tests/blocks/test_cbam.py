@@ -1,4 +1,4 @@
-"""CBAM against a transcription of the authors' formulas, and what is special to it."""
+"""CBAM against the authors' formulas: poolings, ties, large inputs, counts and errors."""
 
 import copy
 from typing import Any
@@ -55,7 +55,7 @@ def test_equals_the_authors_formulas(
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
-def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
+def test_one_index_gets_the_gradient_of_a_tie(plain: bool) -> None:
     _, block, inputs = made("cbam", attnzoo.InputSize(height=57, width=80), torch.float64, c=16)
     x = inputs["x"].round().relu()  # many ties, whole channels and pixels of zeros among them
     x[:, 3], x[:, :, 2] = 0, 0
@@ -95,7 +95,7 @@ def test_refusals() -> None:
         block(torch.randn(1, 16, 4, 4))
 
 
-def test_a_pooling_that_is_named_twice_counts_twice() -> None:
+def test_a_pooling_named_twice_is_added_twice() -> None:
     extent = attnzoo.InputSize(batch=3, height=5, width=6)
     config = {"c": 16, "pool_types": ["max", "avg", "max"]}
     _, block, inputs = made("cbam", extent, torch.float64, True, **config)
@@ -105,7 +105,7 @@ def test_a_pooling_that_is_named_twice_counts_twice() -> None:
 def test_the_log_sum_exp_of_large_values() -> None:
     config = {"c": 16, "pool_types": ["lse"], "spatial": False}
     _, block, inputs = made("cbam", attnzoo.InputSize(height=5, width=6), torch.float64, **config)
-    x = inputs["x"] + 1000  # whose exponential no dtype has
+    x = inputs["x"] + 1000  # its exponential overflows in every dtype
     top = x.flatten(2).max(2, keepdim=True).values
     lse = (x.flatten(2) - top).exp().sum(2).log() + top.squeeze(2)
     gate = block.fc2(block.fc1(lse).relu()).sigmoid()

@@ -1,4 +1,4 @@
-"""Capabilities under compilers: no break, one compilation for all sizes, eager's numbers."""
+"""Capabilities under torch.compile: no graph breaks, no recompilation for new sizes."""
 
 import copy
 import warnings
@@ -18,7 +18,7 @@ pytestmark = blocks
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.capability("compile")
-def test_compiles_without_a_break(name: str, train: bool) -> None:
+def test_compiles_without_a_graph_break(name: str, train: bool) -> None:
     _, block, inputs = made(name, ODD, train=train)
     state = copy.deepcopy(block.state_dict())
     torch.manual_seed(3)
@@ -33,8 +33,8 @@ def test_compiles_without_a_break(name: str, train: bool) -> None:
 SHAPES = (
     ODD,
     attnzoo.InputSize(batch=2, steps=24, height=14, width=16),
-    attnzoo.InputSize(batch=5, steps=24, height=14, width=16),  # another batch alone
-    attnzoo.InputSize(batch=5, steps=17, height=8, width=8),  # another size alone
+    attnzoo.InputSize(batch=5, steps=24, height=14, width=16),  # only the batch changes
+    attnzoo.InputSize(batch=5, steps=17, height=8, width=8),  # only the size changes
 )
 
 
@@ -42,9 +42,9 @@ SHAPES = (
 @pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
 @pytest.mark.capability("dynamic")
 @fx_config.patch(use_duck_shape=False)  # sizes that are equal at first may differ later
-def test_no_size_is_compiled_twice(name: str, dynamic: bool | None) -> None:
-    """Told that sizes vary: one compilation; left to find out: one more, for the second size."""
-    # A bias in front of train-mode BatchNorm has no gradient but rounding: float64 has less of it.
+def test_new_sizes_are_not_recompiled(name: str, dynamic: bool | None) -> None:
+    """With dynamic=True there is one compilation; by default a second one at the second size."""
+    # The gradient of a bias before train-mode BatchNorm is only rounding: less in float64.
     entry, block, _ = made(name, dtype=torch.float64, train=dynamic is True)
     torch.compiler.reset()
     compiled = torch.compile(block, fullgraph=True, dynamic=dynamic, backend="aot_eager")

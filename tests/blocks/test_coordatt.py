@@ -44,7 +44,7 @@ def equation(x: Tensor, w: dict[str, Tensor], train: bool) -> Tensor:
     return x * gate("conv_w", t[:, :, h:])[:, :, None] * gate("conv_h", t[:, :, :h])[..., None]
 
 
-def stirred(**config: Any) -> nn.Module:
+def randomized(**config: Any) -> nn.Module:
     block = attnzoo.build("coordatt", **config, dtype=torch.float64)
     for name, tensor in block.state_dict().items():
         if tensor.is_floating_point():
@@ -56,7 +56,7 @@ def stirred(**config: Any) -> nn.Module:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("config", FORMS, ids=str)
 def test_equals_the_equation(config: dict[str, int], size: tuple[int, ...], train: bool) -> None:
-    block = stirred(**config).train(train)
+    block = randomized(**config).train(train)
     weights = {k: v.clone() for k, v in block.state_dict().items()}
     parameters = dict(block.named_parameters())
     b, h, w = size
@@ -77,8 +77,8 @@ def test_hidden_width_has_a_floor_of_eight() -> None:
     assert widths == {1: 8, 64: 8, 288: 9, 320: 10}
 
 
-def test_the_released_networks_naming_loads() -> None:
-    block = stirred(c=24)
+def test_the_names_of_the_released_network_load() -> None:
+    block = randomized(c=24)
     block.float()
     theirs = {
         f"features.3.ca.{key}".replace("conv_h", "conv2").replace("conv_w", "conv3"): value
@@ -90,7 +90,7 @@ def test_the_released_networks_naming_loads() -> None:
 
 
 @pytest.mark.parametrize("c_out", [2, 11, 13, 24])
-def test_gates_that_cannot_multiply_are_refused(c_out: int) -> None:
+def test_a_c_out_that_cannot_be_broadcast_is_refused(c_out: int) -> None:
     with pytest.raises(ValueError, match=rf"c_out={c_out} .* c=12 channels; take 12 or 1"):
         attnzoo.build("coordatt", c=12, c_out=c_out)
 

@@ -1,4 +1,4 @@
-"""What is special to ct_msa: windows of any T, causality, positions, and the formulas by loops."""
+"""ct_msa against its formulas by loops: windows at any T, causality, positions and errors."""
 
 import math
 
@@ -19,7 +19,7 @@ def made(**config: object) -> torch.nn.Module:
 
 
 def spelled_out(weights: dict[str, Tensor], x: Tensor, heads: int, window: int, causal: bool):
-    """One sequence (T, C), step by step and head by head, from weights under the authors' names."""
+    """One sequence (T, C), step by step and head by head, with weights by the authors' names."""
 
     def attend(x: Tensor, prefix: str) -> Tensor:
         t, c = x.shape
@@ -94,7 +94,7 @@ def test_attention_only_equals_the_formulas(bias: bool) -> None:
 
 @pytest.mark.parametrize("window", [0, 4, 6])
 @pytest.mark.parametrize("config", [{"depth": 2}, {"attention_only": True}])
-def test_no_step_sees_a_later_one_or_another_window(window: int, config: dict) -> None:
+def test_no_step_depends_on_later_ones_or_other_windows(window: int, config: dict) -> None:
     block = made(c=8, window=window, **config)
     x = torch.randn(2, 14, 8, dtype=torch.float64)
     before = block(x)
@@ -108,7 +108,7 @@ def test_no_step_sees_a_later_one_or_another_window(window: int, config: dict) -
         assert torch.equal(changed, wanted)
 
 
-def test_not_causal_sees_its_whole_window() -> None:
+def test_without_causal_a_step_depends_on_its_whole_window() -> None:
     block = made(c=8, window=4, causal=False)
     x = torch.randn(10, 8, dtype=torch.float64)
     moved = x.clone()
@@ -127,7 +127,7 @@ def test_any_leading_axes(shape: tuple[int, ...]) -> None:
 
 
 def test_initial_distributions() -> None:
-    """Positions from N(0, 1), the rest torch's own."""
+    """Positions from N(0, 1), torch's default for the rest."""
     torch.manual_seed(0)
     block = attnzoo.build("ct_msa", 64, length=100, qkv_bias=True)
     assert_normal(block.positions, 1.0)
@@ -140,7 +140,7 @@ def test_initial_distributions() -> None:
     assert layer.norm.eps == 1e-5
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     block = made(c=8, dropout=0.5)
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     assert torch.equal(block(x), block(x))
@@ -160,11 +160,11 @@ def test_dropout_acts_in_training_alone() -> None:
         ({"attention_only": True, "depth": 2}, "depth=2 must be 1 with attention_only=True"),
     ],
 )
-def test_bad_configs_are_refused_in_words(config: dict, words: str) -> None:
+def test_invalid_configs_raise_clear_errors(config: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         attnzoo.build("ct_msa", c=8, **config)
 
 
-def test_more_steps_than_positions_are_refused_in_words() -> None:
+def test_more_steps_than_positions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"13 steps .* length=12: build it with length=13"):
         made(c=8, length=12)(torch.randn(1, 13, 8, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Hand-written gradients: when they run, and that each equals its reference form."""
+"""Hand-written gradients: when they run, and that each of them equals its reference form."""
 
 import threading
 from collections.abc import Callable
@@ -52,18 +52,18 @@ def xy() -> tuple[Tensor, Tensor]:
     )
 
 
-def test_training_takes_the_pair(xy: tuple[Tensor, Tensor]) -> None:
+def test_training_runs_the_pair(xy: tuple[Tensor, Tensor]) -> None:
     pair(*xy, 3).sum().backward()
     assert calls == ["forward", "backward"]
 
 
-def test_inference_takes_the_forward_alone(xy: tuple[Tensor, Tensor]) -> None:
+def test_inference_runs_only_the_forward_pass(xy: tuple[Tensor, Tensor]) -> None:
     with torch.no_grad():
         pair(*xy, 3)
     assert calls == ["forward"]
 
 
-def test_both_derivatives_are_right(xy: tuple[Tensor, Tensor]) -> None:
+def test_first_and_second_derivatives(xy: tuple[Tensor, Tensor]) -> None:
     assert torch.autograd.gradcheck(lambda a, b: pair(a, b, 3), xy)
     assert torch.autograd.gradgradcheck(lambda a, b: pair(a, b, 3), xy)
 
@@ -74,7 +74,7 @@ def test_one_gradient_alone(xy: tuple[Tensor, Tensor]) -> None:
     assert torch.allclose(grad, 2 * x * y * y)
 
 
-def test_whatever_reads_operations_takes_the_reference_form(xy: tuple[Tensor, Tensor]) -> None:
+def test_tracers_and_transforms_run_the_reference_form(xy: tuple[Tensor, Tensor]) -> None:
     x, y = xy
     with reference_forms():
         pair(x, y, 2)
@@ -88,7 +88,7 @@ def test_whatever_reads_operations_takes_the_reference_form(xy: tuple[Tensor, Te
     assert set(calls) == {"reference"}
 
 
-def test_reference_forms_is_this_threads_alone_and_ends(xy: tuple[Tensor, Tensor]) -> None:
+def test_reference_forms_affects_one_thread_and_ends(xy: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RuntimeError), reference_forms():
         raise RuntimeError
     with reference_forms():
@@ -113,29 +113,29 @@ def product_backward(
 product_pair = custom_gradient(product, Pair(lambda x, y: (x * y, ()), product_backward))
 
 
-def test_second_derivative_where_one_argument_comes_from_another() -> None:
+def test_second_derivative_if_one_argument_depends_on_another() -> None:
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(product_pair(x, x.sin()).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert_close([first, second], [x.sin() + x * x.cos(), 2 * x.cos() - x * x.sin()])
 
 
-@pytest.mark.parametrize("way", ["is_grads_batched", "vmap"])
-def test_batches_of_gradients(way: str) -> None:
+@pytest.mark.parametrize("batching", ["is_grads_batched", "vmap"])
+def test_batches_of_gradients(batching: str) -> None:
     x, y = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     z, grads = product_pair(x, y), torch.randn(3, 5, dtype=torch.float64)
     pull: Callable[[Tensor], tuple[Tensor, ...]] = lambda g: torch.autograd.grad(  # noqa: E731
         z, (x, y), g, retain_graph=True
     )
-    if way == "vmap":
+    if batching == "vmap":
         found = torch.func.vmap(pull)(grads)
     else:
         found = torch.autograd.grad(z, (x, y), grads, is_grads_batched=True)
     assert_close(found, (grads * y, grads * x))
 
 
-def test_a_batch_of_one_outputs_gradients() -> None:
-    """The other output's gradient is then no batch, and is not the one to ask."""
+def test_a_batch_of_gradients_of_one_of_two_outputs() -> None:
+    """The gradient of the other output is then not batched."""
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.sin(), x.square()
@@ -144,22 +144,22 @@ def test_a_batch_of_one_outputs_gradients() -> None:
         needs: tuple[bool, ...], args: tuple[Tensor], saved: tuple[Tensor, ...], *grads: Tensor
     ) -> tuple[Tensor]:
         (x,) = args
-        out = torch.mul(grads[0], x.cos(), out=torch.empty_like(x))  # which no batch can have
+        out = torch.mul(grads[0], x.cos(), out=torch.empty_like(x))  # fails on batched gradients
         return (out.add_(torch.mul(grads[1], 2 * x, out=torch.empty_like(x))),)
 
     function = custom_gradient(both, Pair(lambda x: (both(x), ()), both_backward))
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(3, 5, dtype=torch.float64)
-    for output, slope in zip(function(x), both_slopes(x), strict=True):
+    for output, derivative in zip(function(x), both_derivatives(x), strict=True):
         (found,) = torch.autograd.grad(output, x, grads, is_grads_batched=True, retain_graph=True)
-        assert_close(found, grads * slope)
+        assert_close(found, grads * derivative)
 
 
-def both_slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+def both_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.cos(), 2 * x
 
 
-def test_few_numbers_take_the_reference_form() -> None:
+def test_small_tensors_use_the_reference_form() -> None:
     def refuse(*_: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         raise RuntimeError("the hand-written form ran")
 
@@ -171,7 +171,7 @@ def test_few_numbers_take_the_reference_form() -> None:
 
 @pytest.mark.parametrize("name", ["cbam", "triplet"])
 def test_second_derivatives_of_a_block_equal_its_reference_forms(name: str) -> None:
-    """At a size that takes the hand-written pass."""
+    """At a size at which the hand-written pass runs."""
     _, block, inputs = made(name, attnzoo.InputSize(height=40, width=30), torch.float64, True)
     x = inputs["x"].requires_grad_()
 
@@ -188,9 +188,9 @@ def test_second_derivatives_of_a_block_equal_its_reference_forms(name: str) -> N
 def derivatives(
     function: Callable[..., object], args: tuple[object, ...], wanting: set[int], spread: bool
 ) -> list[Tensor | None]:
-    """Outputs, and the gradients of the arguments at the places `wanting`."""
+    """Outputs, and the gradients of the arguments at the positions `wanting`."""
     copies = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
-    if spread:  # every second number of a tensor twice as large
+    if spread:  # every second element of a tensor twice as large
         copies = [torch.stack((a, a), -1)[..., 1] if isinstance(a, Tensor) else a for a in copies]
     leaves = [copies[i].requires_grad_() for i in sorted(wanting)]
     outputs = list(tensors(function(*copies)))
@@ -201,7 +201,7 @@ def derivatives(
 
 @blocks
 def test_every_pair_equals_its_reference_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In outputs and every gradient, of all arguments and of each alone, whatever the strides."""
+    """In outputs and all gradients, also with one argument that requires a gradient, or strided."""
     _, block, inputs = made(name, ODD, torch.float64, True)
     for tensor in tensors(inputs):
         tensor.requires_grad_(tensor.is_floating_point())
@@ -218,7 +218,7 @@ def test_every_pair_equals_its_reference_form(name: str, monkeypatch: pytest.Mon
             assert_close(derivatives(by_hand, args, wanting, spread), wanted)
 
 
-def test_chunks_are_every_sample_once_each_with_a_buffer_of_its_shape() -> None:
+def test_chunks_cover_every_sample_once() -> None:
     for batch in (0, 1, 2, 7):
         x = torch.arange(2.0 * batch).view(batch, 2, 1).expand(-1, -1, chunks.CHUNK_NUMEL // 6)
         parts = list(chunks.chunks(x))

@@ -1,4 +1,4 @@
-"""DANet: the bare sum and the authors' head, its weights and what it keeps."""
+"""DANet: the sum of both modules and the authors' head, its weights and saved memory."""
 
 import copy
 
@@ -62,7 +62,7 @@ def test_bare_sum_equals_the_formula(size: tuple[int, int]) -> None:
     assert {key.split(".")[0] for key in block.state_dict()} == {"sa", "sc"}
 
 
-def test_head_costs_what_its_closed_form_says() -> None:
+def test_closed_form_of_the_head() -> None:
     entry = find("danet")
     block = attnzoo.build("danet", **HEAD, device="meta")
     form = entry.closed_form(ODD, **HEAD)
@@ -74,7 +74,7 @@ def test_head_costs_what_its_closed_form_says() -> None:
 @pytest.mark.parametrize("size", [33, 40])
 @pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32", "autocast"])
 @pytest.mark.parametrize("head", [False, True], ids=["sum", "head"])
-def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None, head: bool) -> None:
+def test_no_map_of_all_pairs_is_saved(size: int, low: torch.dtype | None, head: bool) -> None:
     _, block, inputs = made("danet", attnzoo.InputSize(2, 1, size, size), train=True, head=head)
     kept: list[int] = []
     with (

@@ -1,4 +1,4 @@
-"""Channel attention: the authors' formula with its inverted sign, and energies that fit."""
+"""Channel attention: the authors' formula with its inverted sign, and large energies."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_equals_the_formula(c: int, size: tuple[int, int]) -> None:
     extent = attnzoo.InputSize(2, 1, *size)
     _, block, inputs = made("danet_channel", extent, torch.float64, c=c)
     block.gamma.data.fill_(0.7)
-    inputs["x"] /= size[0] * size[1]  # an attention that is not one-hot
+    inputs["x"] /= size[0] * size[1]  # so that the attention is not one-hot
     wanted = step(block, inputs, lambda leaves: channel_attention(leaves["x"], block.gamma))
     assert_close(step(block, inputs), wanted)
     with reference_forms():
@@ -49,7 +49,7 @@ def test_autocast_does_not_round_the_energies(dtype: torch.dtype) -> None:
     assert_close(step(block, inputs, run), wanted)
 
 
-def test_a_fresh_block_is_the_identity() -> None:
+def test_a_new_block_is_the_identity() -> None:
     x = torch.randn(2, 16, 9, 7)
     assert torch.equal(attnzoo.build("danet_channel", 16)(x), x)
 

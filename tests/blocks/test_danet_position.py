@@ -1,4 +1,4 @@
-"""Position attention: the authors' formulas, and the N x N map that is never kept."""
+"""Position attention: the authors' formulas, and the N x N map that is never saved."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_equals_the_formula(extent: attnzoo.InputSize, config: dict[str, int]) -
 
 @pytest.mark.parametrize("size", [24, 32])
 @pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32", "autocast"])
-def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None:
+def test_no_map_of_all_pairs_is_saved(size: int, low: torch.dtype | None) -> None:
     _, block, inputs = made("danet_position", attnzoo.InputSize(2, 1, size, size))
     kept: list[int] = []
     leaf = inputs["x"].requires_grad_()
@@ -48,13 +48,13 @@ def test_no_map_of_all_pairs_is_kept(size: int, low: torch.dtype | None) -> None
 
 
 def without_key_bias(found: dict[str, Any]) -> dict[str, Any]:
-    """A step without the gradient of the key bias, which is zero but for rounding."""
+    """A step without the gradient of the key bias, which is zero except for rounding."""
     kept = {k: v for k, v in found["parameters"].items() if k != "key_conv.bias"}
     return {**found, "parameters": kept}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_half_precision_by_hand(dtype: torch.dtype) -> None:
+def test_hand_written_passes_in_half_precision(dtype: torch.dtype) -> None:
     _, block, inputs = made("danet_position")
     wanted = step(block, inputs)
     found = step(block.to(dtype), {"x": inputs["x"].to(dtype)})
@@ -62,7 +62,7 @@ def test_half_precision_by_hand(dtype: torch.dtype) -> None:
     assert_close(*map(without_key_bias, (found, wanted)), dtype)
 
 
-def test_autocast_by_hand_keeps_the_residual_exact() -> None:
+def test_hand_written_passes_under_autocast_keep_the_residual_exact() -> None:
     _, block, inputs = made("danet_position", LARGE)
     wanted = step(block, inputs)
 
@@ -87,7 +87,7 @@ def test_float16_energies_do_not_overflow(extent: attnzoo.InputSize) -> None:
     assert all(t.isfinite().all() for t in [*found["outputs"], *found["inputs"]])
 
 
-def test_odd_strides_and_empty_batches_by_hand() -> None:
+def test_hand_written_passes_with_odd_strides_and_empty_batches() -> None:
     _, block, inputs = made("danet_position", UNEVEN)
     wanted = step(block, inputs)
     assert_close(step(block, {"x": inputs["x"].mT.contiguous().mT}), wanted)
@@ -96,14 +96,14 @@ def test_odd_strides_and_empty_batches_by_hand() -> None:
     assert step(block, {"x": inputs["x"][:0]})["outputs"][0].shape == (0, 64, 19, 15)
 
 
-def test_gradients_are_derivatives_by_hand() -> None:
+def test_hand_written_gradients_are_derivatives() -> None:
     _, block, inputs = made("danet_position", attnzoo.InputSize(1, 1, 3, 4), torch.float64, c=8)
     points = [inputs["x"].requires_grad_(), *block.parameters()]
     assert torch.autograd.gradcheck(lambda x, *_: block(x), points, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda x, *_: block(x), points, fast_mode=True, atol=1e-4)
 
 
-def test_a_fresh_block_is_the_identity_and_key_biases_do_nothing() -> None:
+def test_a_new_block_is_the_identity_and_key_biases_have_no_effect() -> None:
     block = attnzoo.build("danet_position", 16)
     x = torch.randn(2, 16, 17, 17)
     assert torch.equal(block(x), x)
@@ -123,8 +123,8 @@ def test_layers_start_as_torchs_own_and_gamma_at_zero() -> None:
     assert not blocks[0].gamma.any()
 
 
-def test_layers_are_called() -> None:
-    """Hooks and adapters of a projection act."""
+def test_hooks_of_layers_run() -> None:
+    """Hooks and adapters of a projection take effect."""
     _, block, inputs = made("danet_position", attnzoo.InputSize(1, 1, 3, 5))
     before = block(inputs["x"])
     for layer in (block.query_conv, block.key_conv, block.value_conv):

@@ -1,4 +1,4 @@
-"""Deformable interactive attention: the authors' backward hooks, under every tool; odd sizes."""
+"""Deformable interactive attention: its gradient factors in every mode of torch, and odd sizes."""
 
 import copy
 import io
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_module_hooks(scales: tuple, shape: tuple[int, ..
     assert_same(gradients(block, x, block), wanted_of(block, x))
 
 
-def test_the_factors_move_the_gradients_they_should() -> None:
+def test_the_factors_scale_only_their_gradients() -> None:
     x = image()
     block = built(scales=(1.0, 1.0))
     straight = gradients(block, x, block)
@@ -76,7 +76,7 @@ def test_the_factors_move_the_gradients_they_should() -> None:
             assert same == (key not in ("x", f"{moved}.weight", f"{moved}.bias")), key
 
 
-def test_without_modulation_nothing_is_scaled() -> None:
+def test_without_modulation_no_gradient_is_scaled() -> None:
     block, x = built(modulated=False), image(2, 4, 5, 6)
     assert not hasattr(block, "d_conv")
     wanted = wanted_of(block, x)
@@ -86,7 +86,7 @@ def test_without_modulation_nothing_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_blocks_have_the_factors_and_follow_a_change(backend: str) -> None:
+def test_compiled_blocks_have_the_factors_and_use_changed_ones(backend: str) -> None:
     block, x = built(), image()
     torch.compiler.reset()
     compiled = torch.compile(block, fullgraph=True, backend=backend)
@@ -150,7 +150,7 @@ def test_copies_pickles_and_checkpoints_have_the_factors() -> None:
         assert_same(rerun, wanted)
 
 
-def test_it_differentiates_where_the_factors_are_one() -> None:
+def test_gradients_are_derivatives_if_the_factors_are_one() -> None:
     block, x = built(scales=(1.0, 1.0)), image(1, 4, 5, 4).requires_grad_()
     assert torch.autograd.gradcheck(block, x, fast_mode=True)
     assert torch.autograd.gradgradcheck(block, x, fast_mode=True, atol=1e-4)
@@ -164,7 +164,7 @@ def test_a_second_derivative_runs_with_any_factors() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_factors_leave_every_value_as_it_is(dtype: torch.dtype) -> None:
+def test_the_factors_do_not_change_outputs(dtype: torch.dtype) -> None:
     from attnzoo.blocks.dia import _scale_gradient
 
     x = (torch.randn(20_000).double() * 10 ** torch.randn(20_000).double()).to(dtype)
@@ -224,7 +224,7 @@ def test_refusals(config: dict, words: str) -> None:
         attnzoo.build("dia", **config)
 
 
-def test_scales_set_later_are_held_to_the_same_rules() -> None:
+def test_scales_assigned_later_are_checked() -> None:
     block = attnzoo.build("dia", 4)
     assert block.scales == (0.4, 0.1)
     block.scales = [1, 0.5]
@@ -236,7 +236,7 @@ def test_scales_set_later_are_held_to_the_same_rules() -> None:
     assert block.scales == (1.0, 0.5)
 
 
-def test_initial_gates_do_not_look_at_the_image() -> None:
+def test_initial_gates_do_not_depend_on_the_image() -> None:
     block = attnzoo.build("dia", 4)
     assert not block.d_conv.weight.any()
     assert not block.d_conv1.weight.any()

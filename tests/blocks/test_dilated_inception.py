@@ -1,4 +1,4 @@
-"""Dilated inception: the authors' slicing, causality, short series, both ways to compute it."""
+"""Dilated inception: the authors' formula, causality, short series, both implementations."""
 
 import itertools
 
@@ -69,8 +69,8 @@ def test_equals_the_branches_written_out(config: dict, as_one: bool) -> None:
 
 @pytest.mark.parametrize("c, joined", [(32, True), (256, False)])
 @pytest.mark.parametrize("config", [{}, {"gated": True}, {"padding": "valid", "dilation": 2}])
-def test_wide_blocks_are_computed_apart_and_cost_less(c: int, joined: bool, config: dict) -> None:
-    """18 taps of four kernels are useful; joined in one convolution each branch runs 7."""
+def test_wide_blocks_run_separate_convolutions(c: int, joined: bool, config: dict) -> None:
+    """The four kernels have 18 taps; in one convolution, each of the branches runs 7."""
     size = attnzoo.InputSize(batch=2, steps=19)
     _, block, inputs = made("dilated_inception", size, c=c, **config)
     assert block.as_one is joined
@@ -80,7 +80,7 @@ def test_wide_blocks_are_computed_apart_and_cost_less(c: int, joined: bool, conf
 
 
 def test_initial_distributions() -> None:
-    """torch's own everywhere, as the authors' modules have it."""
+    """torch's default everywhere, as in the authors' modules."""
     block = attnzoo.build("dilated_inception", 64, c_out=128, gated=True)
     for branches in (block.filter_conv.tconv, block.gate_conv.tconv):
         for kernel, conv in zip((2, 3, 6, 7), branches, strict=True):
@@ -93,12 +93,12 @@ def test_parameters_are_those_the_paper_counts() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_no_output_sees_a_later_step(config: dict) -> None:
+def test_no_output_depends_on_a_later_step(config: dict) -> None:
     block = attnzoo.build("dilated_inception", 4, dtype=torch.float64, **{**config, "c_out": 8})
     randomize_parameters(block)
     x = torch.randn(2, 21, 4, dtype=torch.float64)
     before = block(x)
-    offset = x.shape[1] - before.shape[1]  # output j stands for step j + offset
+    offset = x.shape[1] - before.shape[1]  # output j is that of step j + offset
     for t in range(x.shape[1]):
         moved = x.clone()
         moved[:, t] += 1
@@ -109,14 +109,14 @@ def test_no_output_sees_a_later_step(config: dict) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_causal_takes_series_shorter_than_its_kernels(steps: int) -> None:
+def test_causal_padding_accepts_series_shorter_than_the_kernels(steps: int) -> None:
     _, block, _ = made("dilated_inception", dtype=torch.float64, c=4, dilation=2)
     x = torch.randn(3, steps, 4, dtype=torch.float64)
     assert block(x).shape == (3, steps, 4)
     assert_close(block(x), written_out(block, x))
 
 
-def test_valid_refuses_a_short_series_in_words() -> None:
+def test_valid_padding_refuses_a_short_series() -> None:
     block = attnzoo.build("dilated_inception", 4, padding="valid", dilation=2)
     assert block(torch.randn(2, 13, 4)).shape == (2, 1, 4)
     with pytest.raises(ValueError, match=r"x has 12 steps .* needs at least 13"):

@@ -86,11 +86,11 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(name: str, pair: Ranks, tmp_path
 @pytest.mark.parametrize(
     "sharded", [pytest.param(False, id="ddp"), pytest.param(True, id="fsdp", marks=shards_on_cpu)]
 )
-def test_the_gradient_factors_of_dia_are_its_authors_hooks(sharded: bool, pair: Ranks) -> None:
+def test_the_gradient_factors_of_dia_equal_module_hooks(sharded: bool, pair: Ranks) -> None:
     pair.run(dia_equals_module_hooks, sharded)
 
 
-def test_a_network_with_blocks_put_in_trains_on_ranks(pair: Ranks) -> None:
+def test_a_network_with_inserted_blocks_trains_on_ranks(pair: Ranks) -> None:
     pair.run(inserted_equals_one_process)
 
 
@@ -100,7 +100,7 @@ def test_fsdp_refuses_layers_whose_weights_are_folded(pair: Ranks) -> None:
 
 
 @shards_on_cpu
-def test_fsdp_tells_of_an_output_that_is_a_view(pair: Ranks) -> None:
+def test_fsdp_warns_of_an_output_that_is_a_view(pair: Ranks) -> None:
     pair.run(views_are_told)
 
 
@@ -117,12 +117,12 @@ def test_sync_batch_norm_does_not_train_on_a_cpu(pair: Ranks) -> None:
     ],
     ids=["fails", "dies", "hangs"],
 )
-def test_a_failing_rank_is_told_and_the_next_check_runs(
+def test_a_failing_rank_is_reported_and_the_next_check_runs(
     check: str, words: str, pair: Ranks
 ) -> None:
     pair.run(misbehaves, "")
     with pytest.raises(RankError, match=words):
-        pair.run(misbehaves, check, patience=5)
+        pair.run(misbehaves, check, timeout=5)
     pair.run(misbehaves, "")
 
 
@@ -140,7 +140,7 @@ def ddp_equals_one_process(name: str, train: bool) -> None:
     block, _ = same(name, train)
     state = copy.deepcopy(block.state_dict())
     replica = DistributedDataParallel(block)
-    for _ in range(2):  # in the second step DDP refuses what had no gradient in the first
+    for _ in range(2):  # DDP fails in the second step if a parameter had no gradient in the first
         block.load_state_dict(state)
         assert_close(gradients(block, half(name, dist.get_rank()), replica), wanted)
 
@@ -207,7 +207,7 @@ def save_sharded(name: str, folder: Path) -> None:
 
 
 def reference(name: str, train: bool) -> dict[str, Any]:
-    """What one process computes: on the joint batch, or in train mode on one half at a time."""
+    """The results of one process on the whole batch, or in train mode on each half."""
 
     def alone(inputs: Inputs) -> dict[str, Any]:
         return gradients(same(name, train)[0], inputs)
@@ -222,13 +222,13 @@ def reference(name: str, train: bool) -> dict[str, Any]:
 
 
 def same(name: str, train: bool = False) -> tuple[nn.Module, Inputs]:
-    """The block and the joint batch, alike in every call and process."""
+    """The block and the whole batch, the same in every call and process."""
     torch.manual_seed(0)
     return made(name, BATCH, torch.float64, train)[1:]
 
 
 def trained(name: str) -> tuple[nn.Module, Inputs]:
-    """The same with buffers, too, that are no fresh block's."""
+    """The same after a step that changed the buffers."""
     block, inputs = same(name)
     for buffer in block.buffers():
         buffer += 1

@@ -1,4 +1,4 @@
-"""dtm: the authors' wiring, formula by formula; any size when pooled; the prior token."""
+"""dtm: the authors' formulas around the mixer, pooled maps of any size, the prior token."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ SIZES = ((3, 5, 4), (6, 2, 3), (2, 1, 1))
 
 
 def norm(x: Tensor, weights: dict[str, Tensor], path: str) -> Tensor:
-    """The authors' norm, over the unbiased deviation."""
+    """The authors' norm, with the unbiased deviation."""
     deviation = x.std(-1, keepdim=True) + 1e-6
     scaled = weights[f"{path}.a_2"] * (x - x.mean(-1, keepdim=True)) / deviation
     return scaled + weights[f"{path}.b_2"]
 
 
 def wiring(block: DTM, maps: list[Tensor], token: Tensor | None, pool: str) -> Tensor:
-    """The authors' forward pass from flattened maps on, with the assembled core."""
+    """The authors' forward pass on flattened maps, with the official Mamba mixer."""
     weights = dict(block.named_parameters())
     tokens = [
         norm(
@@ -60,7 +60,7 @@ def test_wiring_is_the_authors(pool: str, prior: int, core: dict[str, int]) -> N
     assert max(errors(gradients(lambda *_: block(maps, token=token), *leaves), wanted)) < EXACT
 
 
-def test_prior_sees_every_depth_and_detaches_on_request() -> None:
+def test_the_prior_depends_on_every_depth_and_detaches_on_request() -> None:
     block = attnzoo.build("dtm", SIZES, dim=8, c_out=6, dtype=torch.float64)
     maps, token = leaves_of(block)
     assert token is not None
@@ -78,7 +78,7 @@ def test_prior_sees_every_depth_and_detaches_on_request() -> None:
     assert_close(again, output)
 
 
-def test_pooled_tokens_take_any_size_and_equal_flat_ones_on_the_grid() -> None:
+def test_pooled_tokens_accept_any_size_and_equal_flattened_ones_on_the_grid() -> None:
     flat = attnzoo.build("dtm", ((3, 2, 2), (5, 2, 2)), dim=8, c_out=6)
     pooled = attnzoo.build("dtm", ((3, 9, 9), (5, 4, 4)), dim=8, c_out=6, tokenizer="pool", grid=2)
     pooled.load_state_dict(flat.state_dict())
@@ -110,7 +110,7 @@ def test_example_inputs_have_the_height_and_width_where_maps_are_pooled() -> Non
 
 
 def test_initial_distributions() -> None:
-    """torch's own of the tokenizers; the norms start as the identity."""
+    """torch's default for the tokenizers; the norms are initially the identity."""
     block = attnzoo.build("dtm", ((16, 4, 4), (96, 2, 2)), dim=128, c_out=64, state=8)
     for tokenizer, numbers in zip(block.tokenizers, (256, 384), strict=True):
         assert_uniform(tokenizer[0].weight.detach(), numbers**-0.5)
@@ -140,7 +140,7 @@ def test_pooled_tokens_export_with_any_size() -> None:
     assert_close(program(other), block(other))
 
 
-def test_a_token_without_spread_has_finite_gradients() -> None:
+def test_a_constant_token_has_finite_gradients() -> None:
     block = attnzoo.build("dtm", SIZES, dim=8, c_out=6)
     maps = [torch.zeros(2, *size, requires_grad=True) for size in SIZES]
     block(maps, token=torch.zeros(2, 1, 8)).sum().backward()

@@ -1,4 +1,4 @@
-"""Efficient channel attention against its sum over neighbors, the paper's rule, and timm's form."""
+"""Efficient channel attention against its formula, the paper's rule for the kernel, and timm."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from distributions import assert_uniform
 
 
 def formula(block: nn.Module, x: Tensor) -> Tensor:
-    """Channel i sees the means of its neighbors, the first of them by the first tap."""
+    """Channel i depends on the means of its neighbors, the first of them by the first tap."""
     b, c, h, w = x.shape
     taps = block.conv.weight.flatten()
     means = x.sum((2, 3)) / (h * w)
@@ -50,7 +50,7 @@ def test_equals_the_formula(config: dict[str, Any], size: tuple[int, int, int]) 
     ],
     ids=str,
 )
-def test_the_rule_has_the_papers_taps(config: dict[str, Any], taps: int) -> None:
+def test_the_rule_gives_the_papers_kernel_sizes(config: dict[str, Any], taps: int) -> None:
     block = attnzoo.build("eca", **config)
     assert block.conv.weight.shape == (1, 1, taps)
     assert block.macs(attnzoo.InputSize(3, 1, 5, 7)) == config["c"] * taps
@@ -83,7 +83,7 @@ def test_refusals(config: dict[str, Any], words: str) -> None:
         attnzoo.build("eca", c=64, **config)
 
 
-def test_the_copy_with_a_bias_is_named() -> None:
+def test_the_known_variant_with_a_bias_is_named() -> None:
     theirs = {"conv.weight": torch.ones(1, 1, 3), "conv.bias": torch.ones(1)}
     with pytest.raises(ValueError, match="fightingcv's ECAAttention, which has a bias"):
         attnzoo.from_upstream("eca", theirs, c=64)

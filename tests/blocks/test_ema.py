@@ -1,4 +1,4 @@
-"""EMA against its formula, group by group, and where torch's GroupNorm refuses."""
+"""EMA against its formula, group by group, also for groups of one value."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_equals_the_formula(config: dict[str, int], size: tuple[int, int, int]) 
     assert_steps_equal(block, inputs, lambda leaves: formula(block, leaves["x"]))
 
 
-def test_one_value_of_one_group() -> None:
+def test_one_value_in_one_group() -> None:
     _, block, inputs = made(
         "ema", attnzoo.InputSize(batch=1, height=1, width=1), torch.float64, c=4, groups=1
     )

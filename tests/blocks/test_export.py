@@ -1,4 +1,4 @@
-"""Blocks that leave Python: exported, decomposed, saved, recorded by make_fx, and as ONNX."""
+"""Capabilities of exported programs, decomposed and saved ones, make_fx graphs and ONNX models."""
 
 import copy
 import functools
@@ -36,7 +36,7 @@ TINY = (InputSize(2, 7, 2, 2), InputSize(2, 1, 1, 1), InputSize(3, 2, 1, 9), Inp
 @blocks
 @modes
 @pytest.mark.capability("export")
-def test_a_program_trains_as_eager_at_any_size(name: str, train: bool) -> None:
+def test_an_exported_program_trains_like_eager_at_any_size(name: str, train: bool) -> None:
     block, program = exported(name, train)
     for extent in SIZES:
         if train:  # BatchNorm refuses to train on one value
@@ -47,7 +47,7 @@ def test_a_program_trains_as_eager_at_any_size(name: str, train: bool) -> None:
 
 @pytest.mark.slow
 @blocks
-def test_a_program_gives_eager_outputs_at_tiny_sizes_or_refuses(name: str) -> None:
+def test_an_exported_program_runs_or_refuses_tiny_sizes(name: str) -> None:
     block, program = exported(name, False)
     for extent in TINY:
         inputs = inputs_of(name, extent)
@@ -63,7 +63,7 @@ def test_a_program_gives_eager_outputs_at_tiny_sizes_or_refuses(name: str) -> No
 @pytest.mark.slow
 @blocks
 @pytest.mark.capability("export")
-def test_a_saved_program_is_the_program(name: str) -> None:
+def test_a_saved_program_equals_the_block(name: str) -> None:
     block, program = exported(name, False)
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -74,7 +74,7 @@ def test_a_saved_program_is_the_program(name: str) -> None:
 @pytest.mark.slow
 @blocks
 @pytest.mark.capability("export")
-def test_a_decomposed_program_has_the_gradients(name: str) -> None:
+def test_a_decomposed_program_keeps_the_gradients(name: str) -> None:
     block, program = exported(name, False)
     core = program.run_decompositions()
     for extent in SIZES[1:4]:
@@ -84,7 +84,7 @@ def test_a_decomposed_program_has_the_gradients(name: str) -> None:
 @blocks
 @modes
 @pytest.mark.capability("make_fx")
-def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
+def test_make_fx_graphs_train_like_eager(name: str, train: bool) -> None:
     _, block, inputs = made(name, ODD, torch.float64, train)
     state = copy.deepcopy(block.state_dict())
     parameters = dict(block.named_parameters())
@@ -124,7 +124,7 @@ def test_onnx_gives_eager_outputs_at_any_size(name: str) -> None:
         assert_close(in_onnxruntime(block, session, inputs), wanted)
 
 
-guards = pytest.mark.left_out_if(torch.__version__ < (2, 7), "its programs have no such guards")
+guards = pytest.mark.left_out_if(torch.__version__ < (2, 7), "programs have no such guards")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ guards = pytest.mark.left_out_if(torch.__version__ < (2, 7), "its programs have 
         ),
     ],
 )
-def test_a_program_refuses_a_size_that_is_one_inside(
+def test_a_program_refuses_sizes_that_torch_specializes(
     name: str, least: InputSize, below: InputSize
 ) -> None:
     block, program = exported(name, False)
@@ -160,7 +160,7 @@ def test_a_decomposed_batch_norm_does_not_train_in_torch_itself() -> None:
 
 @functools.cache
 def exported(name: str, train: bool) -> tuple[nn.Module, ExportedProgram]:
-    """The block and its export with every size dynamic that can be; in float64 where it trains."""
+    """The block and its export with all possible sizes dynamic; in float64 in train mode."""
     _, block, inputs = made(name, ODD, torch.float64 if train else torch.float32, train)
     positional, keywords = arguments(block, inputs)
     shapes = {
@@ -174,7 +174,7 @@ def exported(name: str, train: bool) -> tuple[nn.Module, ExportedProgram]:
 def _dynamic(value: Any) -> Any:
     if isinstance(value, list):
         return [_dynamic(item) for item in value]
-    # an axis of one size is a step that stands alone, and stays so
+    # an axis of size 1 remains of size 1
     return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1}
 
 

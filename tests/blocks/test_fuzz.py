@@ -1,4 +1,4 @@
-"""Whatever a constructor or a call is given: a correct output, or a refusal in words."""
+"""Random constructor and forward calls give a correct output or a clear error."""
 
 import copy
 import datetime
@@ -25,8 +25,8 @@ from attnzoo.testing.inputs import make_inputs, randomize_parameters, tensors
 from contract import blocks
 
 PACKAGE = Path(attnzoo.__file__).parent
-LARGEST = 20_000  # numbers in an input; larger ones are legal, and take the time of legal things
-ROOM = 8 * 2**30  # bytes that a test may take, so that nothing huge is allocated unseen
+LARGEST = 20_000  # elements of an input; larger ones are legal, but would take too long
+MEMORY = 8 * 2**30  # bytes that a test may allocate, so that a huge allocation fails
 
 fuzzed = settings(
     database=None,
@@ -41,7 +41,7 @@ fuzzed = settings(
 @pytest.fixture(autouse=True)
 def _bounded_memory() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_mapped() + ROOM, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (_mapped() + MEMORY, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -52,19 +52,19 @@ def _mapped() -> int:
 
 
 @blocks
-def test_calls_work_or_are_refused_in_words(name: str) -> None:
+def test_calls_work_or_raise_clear_errors(name: str) -> None:
     fuzzed(given(calls(name))(check))()
 
 
 @pytest.mark.slow
 @blocks
-def test_ten_thousand_calls_work_or_are_refused_in_words(name: str) -> None:
+def test_ten_thousand_calls_work_or_raise_clear_errors(name: str) -> None:
     each = -(-10_000 // len(attnzoo.names()))
     settings(fuzzed, max_examples=each)(given(calls(name))(check))()
 
 
 def check(case: Call) -> None:
-    """The case ends in a correct output, or in a refusal."""
+    """Assert that the call gives a correct output or raises a clear error."""
     torch.manual_seed(0)
     try:
         block = build(case)
@@ -82,7 +82,7 @@ def check(case: Call) -> None:
 
 
 def build(case: Call) -> nn.Module:
-    """The block, by name or by class; without dropout, whose noise no two runs share."""
+    """The block, built by name or by class, with random parameters."""
     make: Any = find(case.name).cls if case.direct else attnzoo.build
     block: nn.Module = make(**case.config) if case.direct else make(case.name, **case.config)
     randomize_parameters(block)
@@ -90,11 +90,11 @@ def build(case: Call) -> nn.Module:
 
 
 def arranged(case: Call, block: nn.Module) -> Inputs | None:
-    """The inputs of the call; None where they are too large to be run."""
+    """The inputs of the call, or None if they are too large to run."""
     entry = find(case.name)
     settings = dict(case.config)
-    ghosts = make_inputs(entry, settings, case.input_size, device="meta")
-    if sum(t.numel() for t in tensors(ghosts)) > LARGEST:
+    on_meta = make_inputs(entry, settings, case.input_size, device="meta")
+    if sum(t.numel() for t in tensors(on_meta)) > LARGEST:
         return None
     inputs: dict[str, Any] = make_inputs(entry, settings, case.input_size, dtype=case.dtype)
     x = next(tensors(inputs))
@@ -110,7 +110,7 @@ def arranged(case: Call, block: nn.Module) -> Inputs | None:
 
 
 def replaced(inputs: Inputs, index: int, change: Any) -> Inputs:
-    """The inputs with one tensor of theirs changed."""
+    """The inputs with one tensor changed."""
     chosen = list(tensors(inputs))[index % max(1, len(list(tensors(inputs))))]
 
     def walk(value: Any) -> Any:
@@ -127,7 +127,7 @@ def run(block: nn.Module, inputs: Inputs, case: Call) -> list[torch.Tensor]:
 
 
 def refused(error: Exception, case: Call) -> None:
-    """The error is ours, and says which argument has which value against which rule."""
+    """Assert that the error is raised by attnzoo and names the argument, its value and the rule."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(place.filename).is_relative_to(PACKAGE)
     if not (isinstance(error, (ValueError, TypeError)) and ours):
@@ -142,7 +142,7 @@ def refused(error: Exception, case: Call) -> None:
 def correct(
     case: Call, block: nn.Module, twin: nn.Module, inputs: Inputs, outputs: list[torch.Tensor]
 ) -> None:
-    """Finite, of the input's dtype, and what the plain form gives in float64; gradients finite."""
+    """Assert that outputs and gradients are finite, and outputs equal the reference in float64."""
     first = next(tensors(inputs))
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
     if first.is_meta or not all(t.isfinite().all() for t in floating):
@@ -161,7 +161,7 @@ def correct(
     kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
     rates = [m.p for m in block.modules() if isinstance(m, kinds)]
     noisy = case.train and any([*rates, getattr(block, "dropout", None)])
-    if noisy or case.autocast or first.dtype.itemsize == 2:  # half: finite, and held elsewhere
+    if noisy or case.autocast or first.dtype.itemsize == 2:  # half precision is compared elsewhere
         return
     with reference_forms(), torch.no_grad():
         exact = list(tensors(twin.double()(**doubled(inputs))))
@@ -169,7 +169,7 @@ def correct(
 
 
 def doubled(value: Any) -> Any:
-    """The same nest with every floating tensor in float64."""
+    """The same structure with every floating-point tensor in float64."""
     if isinstance(value, dict):
         return {key: doubled(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

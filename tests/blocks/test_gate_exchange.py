@@ -1,4 +1,4 @@
-"""The gate exchange against its formula, and lists that it cannot take."""
+"""The gate exchange against its formula, and invalid lists."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def test_equals_the_formula(config: dict[str, int], size: tuple[int, int, int]) 
     assert_steps_equal(block, inputs, lambda leaves: formula(block, leaves["features"]))
 
 
-def test_numbers_by_hand() -> None:
+def test_counts_and_values_by_hand() -> None:
     block = attnzoo.build("gate_exchange", c=512, n=3)
     assert block.macs(attnzoo.InputSize(3, 1, 5, 7)) == 3 * 2 * 512 * 32
     assert_uniform(block.gates[2].fc1.weight, 512**-0.5)
@@ -51,7 +51,7 @@ X = torch.ones(2, 16, 5, 4)
         ([X, X[:, :3], X, X], r"features\[1\] has 3 channels"),
     ],
 )  # fmt: skip
-def test_lists_that_do_not_fit(features: Any, words: str) -> None:
+def test_invalid_lists_are_refused(features: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         attnzoo.build("gate_exchange", c=16)(features)
 

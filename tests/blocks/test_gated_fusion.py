@@ -1,4 +1,4 @@
-"""Gated fusion against its formula, in its three arithmetics."""
+"""Gated fusion against its formula, in its three variants."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_one_position_alone() -> None:
     ("variant", "params", "macs"),
     [("tf", 16_704, 4 * 64**2), ("port", 17_088, 4 * 64**2), ("paper", 8_256, 2 * 64**2)],
 )
-def test_numbers_by_hand(variant: str, params: int, macs: int) -> None:
+def test_counts_and_values_by_hand(variant: str, params: int, macs: int) -> None:
     block = attnzoo.build("gated_fusion", c=64, variant=variant)
     assert sum(p.numel() for p in block.parameters()) == params
     assert block.macs(attnzoo.InputSize(3, 7, 5, 5)) == 7 * macs

@@ -1,4 +1,4 @@
-"""Global context against its sum over positions, in every form."""
+"""Global context against its formula, with every pooling and fusion."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_equals_the_formula(form: dict[str, str], size: tuple[int, int, int]) ->
     assert_steps_equal(block, inputs, lambda leaves: formula(block, leaves["x"]))
 
 
-def test_starts_as_the_identity_or_half_of_it() -> None:
+def test_a_new_block_is_the_identity_or_half_of_it() -> None:
     x = torch.randn(2, 32, 5, 3)
     assert torch.equal(attnzoo.build("gc", c=32)(x), x)
     for fusion in ("mul", "both"):
@@ -68,7 +68,7 @@ def test_initial_values() -> None:
 @pytest.mark.parametrize(
     ("config", "hidden"), [({"c": 40}, 2), ({"c": 98, "reduction": 49}, 1), ({"c": 3}, 0)], ids=str
 )
-def test_hidden_width_rounds_as_the_authors(config: dict[str, int], hidden: int) -> None:
+def test_the_hidden_width_is_rounded_as_by_the_authors(config: dict[str, int], hidden: int) -> None:
     if not hidden:
         with pytest.raises(ValueError, match="reduction=16 leaves no channel of c=3"):
             attnzoo.build("gc", **config)
@@ -87,8 +87,8 @@ def test_macs_by_hand() -> None:
     assert attnzoo.build("gc", c=32, pooling="avg").macs(at) == 2 * 32 * 2
 
 
-def test_weights_of_many_positions_keep_their_digits_in_half_precision() -> None:
-    """Of 1500 x 1500 equal positions each has a weight of 7.46 steps of float16."""
+def test_many_positions_do_not_lose_precision_in_half_precision() -> None:
+    """Each of 1500 x 1500 equal positions has a weight of 7.46 times float16's smallest step."""
     block = attnzoo.build("gc", c=2, reduction=1).half()
     context = block.context(torch.ones(1, 2, 1500, 1500).half())
     assert_close(context, torch.ones(1, 2), torch.float16)
@@ -101,6 +101,6 @@ def test_weights_of_many_positions_keep_their_digits_in_half_precision() -> None
         (("conv_attn.weight", "mlp_add.fc1.weight"), "timm's GlobalContext, which has 1e-6"),
     ],
 )
-def test_copies_are_named(keys: tuple[str, ...], words: str) -> None:
+def test_known_variants_are_named(keys: tuple[str, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         attnzoo.from_upstream("gc", {key: torch.ones(1, 64, 1, 1) for key in keys}, c=64)

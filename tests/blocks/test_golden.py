@@ -1,4 +1,4 @@
-"""The authors' own numbers: outputs, all gradients and BatchNorm buffers, to 1e-9 in float64."""
+"""The reference vectors: outputs, all gradients and BatchNorm buffers agree to 1e-9 in float64."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from matrix import Cell, ours
 
 @pytest.mark.every_block
 @pytest.mark.capability("weights")
-def test_the_authors_weights_give_their_numbers(name: str, cell: Cell) -> None:
+def test_the_authors_weights_give_their_results(name: str, cell: Cell) -> None:
     verdicts = attnzoo.verify(name)
     if not verdicts:
         cell.not_applicable("it ships no reference vectors")
@@ -28,7 +28,7 @@ def test_every_block_of_the_package_has_reference_vectors() -> None:
 
 
 def altered(y: Tensor, value: float, gradient: bool) -> Tensor:
-    """The output with its last number, or that of its gradient, replaced."""
+    """The output with its last element, or that of its gradient, replaced."""
     last = torch.zeros_like(y, dtype=torch.bool)
     last.view(-1)[-1] = True
     if not gradient:
@@ -53,7 +53,7 @@ def test_a_single_wrong_number_fails_a_case(
     assert verdict.worst.startswith("grad_") == gradient
 
 
-def test_a_missing_or_misshapen_result_fails_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_misshaped_result_fails_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     case = reference.Case.load(reference.cases("se")[0])
     found = case.run(case.build())
     for key, value in found.items():

@@ -1,4 +1,4 @@
-"""ifa: the specification pixel by pixel; sources that are not square."""
+"""ifa against its formula, pixel by pixel, also for sources that are not square."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_the_formula(size: tuple[int, int], hooked: bool) -> None:
     randomize_parameters(block)
     block.mlp[1].running_mean.normal_()
     seen = []
-    if hooked:  # a layer that others look into is called on the whole
+    if hooked:  # a hooked layer is called on its whole input
         block.mlp[0].register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
     x = torch.randn(1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_the_formula(size: tuple[int, int], hooked: bool) -> None:
     assert set(seen) == ({85} if hooked else set())
 
 
-def test_float32_has_the_float64_waves() -> None:
+def test_float32_has_the_precision_of_float64_sines() -> None:
     block = attnzoo.build("ifa", 3).eval()
     x = torch.randn(1, 3, 9, 7)
     assert (block(x) - block.double()(x.double())).abs().max() < 1e-5

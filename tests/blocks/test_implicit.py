@@ -1,4 +1,4 @@
-"""implicit: each channel by its formula, in every precision."""
+"""implicit against its formula, channel by channel, in every dtype."""
 
 import math
 
@@ -51,12 +51,12 @@ def test_full(colors: bool, bias: bool) -> None:
                     angle = math.exp(-2 + 6 * j) * p[axis]
                     assert abs(y[1, at, row, column] - math.sin(angle + b[0])) < 1e-7
                     assert abs(y[1, 3 * m + at, row, column] - math.cos(angle + b[1])) < 1e-7
-    y.sum().backward()  # a gradient of zero where no color is read
+    y.sum().backward()  # the gradient is zero if no color is used
     assert bool(x.grad.any()) == colors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_rounds_the_result_alone(dtype: torch.dtype) -> None:
+def test_low_precision_rounds_only_the_result(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 33, 45)
     found = attnzoo.build("implicit", 2)(x.to(dtype))
     assert found.dtype == dtype

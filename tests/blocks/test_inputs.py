@@ -1,4 +1,4 @@
-"""Capabilities of inputs: sizes, strides, memory formats, what is left alone and kept apart."""
+"""Capabilities of inputs: sizes, strides, memory formats; no side effects; independent samples."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 
 
 def whole_step(block: nn.Module, inputs: Inputs) -> None:
-    """A finite step with every gradient."""
+    """Assert that one step gives finite outputs and every gradient."""
     found = step(block, inputs)
     assert all(t.isfinite().all() for t in tensors(found))
     assert len(found["parameters"]) == len(list(block.parameters()))
@@ -31,7 +31,7 @@ def whole_step(block: nn.Module, inputs: Inputs) -> None:
 
 @modes
 @pytest.mark.capability("batch")
-def test_batches_of_one_and_none(name: str, train: bool, cell: Cell) -> None:
+def test_batches_of_one_and_zero(name: str, train: bool, cell: Cell) -> None:
     _, block, inputs = made(name, SINGLE, train=train)
     nothing = samples(block, inputs, slice(0))
     try:
@@ -63,7 +63,7 @@ def test_any_size(name: str, cell: Cell) -> None:
     at = find(name).input_size
     larger = InputSize(2, 2 * at.steps + 1, 2 * at.height + 1, at.width + 3)
     _, block, inputs = made(name, at)
-    if shapes(made(name, larger)[2]) == shapes(inputs):  # example inputs of one size alone
+    if shapes(made(name, larger)[2]) == shapes(inputs):  # example inputs have only one size
         with pytest.raises(ValueError) as refusal:
             call(block, map_tensors(grown, inputs))
         cell.refused(refusal.value)
@@ -80,12 +80,12 @@ def test_any_size(name: str, cell: Cell) -> None:
 
 
 def shapes(inputs: Inputs) -> list[torch.Size]:
-    """Of one sample of each input."""
+    """The shape of one sample of each input."""
     return [t.shape[1:] for t in tensors(inputs)]
 
 
 def grown(tensor: Tensor) -> Tensor:
-    """A step more of a sequence (B, T, C), a row and a column more of images."""
+    """The tensor with one more step of a sequence (B, T, C), or row and column of an image."""
     return nn.functional.pad(tensor, (0, 0, 0, 1) if tensor.ndim == 3 else (0, 1, 0, 1))
 
 
@@ -99,7 +99,7 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("kind", STRIDES)
 @pytest.mark.capability("strides")
-def test_strides_do_not_matter(name: str, kind: str) -> None:
+def test_strides_do_not_change_results(name: str, kind: str) -> None:
     _, block, inputs = made(name, ODD)
     change = STRIDES[kind]
     found = step(block, inputs, lambda points: call(block, map_tensors(change, points)))
@@ -111,7 +111,7 @@ def test_strides_do_not_matter(name: str, kind: str) -> None:
     assert_close(found, plain)
 
 
-IMAGES = ("image", "features", "pair", "upsampler")  # layouts of (B, C, H, W), one or several
+IMAGES = ("image", "features", "pair", "upsampler")  # layouts of one or several (B, C, H, W)
 
 
 @pytest.mark.capability("channels_last")
@@ -127,14 +127,14 @@ def test_channels_last_is_kept(name: str, cell: Cell) -> None:
         wanted = step(block, inputs)
         block.load_state_dict(state)
         found = step(block, map_tensors(_channels_last, inputs))
-        # A bias in front of train-mode BatchNorm has no gradient but rounding: float64 has less.
+        # The gradient of a bias before train-mode BatchNorm is only rounding: less in float64.
         if not train or dtype == torch.float64:
             assert_close(found, wanted)
         with torch.no_grad():
-            quick = tensors(call(block, map_tensors(_channels_last, inputs)))
-        for output in (*found["outputs"], *quick):
-            kept = output.is_contiguous(memory_format=torch.channels_last)
-            assert output.ndim != 4 or kept, (train, output.stride())
+            without_grad = tensors(call(block, map_tensors(_channels_last, inputs)))
+        for output in (*found["outputs"], *without_grad):
+            preserved = output.is_contiguous(memory_format=torch.channels_last)
+            assert output.ndim != 4 or preserved, (train, output.stride())
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.capability("frozen")
-def test_what_wants_no_gradient(name: str) -> None:
+def test_frozen_inputs_and_parameters(name: str) -> None:
     _, block, inputs = made(name, ODD)
     wanted = step(block, inputs)
     found = step(block, inputs, lambda points: call(block, map_tensors(Tensor.detach, points)))
@@ -160,7 +160,7 @@ def test_what_wants_no_gradient(name: str) -> None:
 
 @modes
 @pytest.mark.capability("untouched")
-def test_inputs_and_state_are_left_alone(name: str, train: bool) -> None:
+def test_inputs_and_state_are_not_modified(name: str, train: bool) -> None:
     _, block, inputs = made(name, ODD, train=train)
     points = leaves(inputs)
     before, state = copy.deepcopy(inputs), copy.deepcopy(block.state_dict())
@@ -178,7 +178,7 @@ def test_inputs_and_state_are_left_alone(name: str, train: bool) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30], ids=str)
 @pytest.mark.capability("isolation")
-def test_a_sample_does_not_see_its_batch(name: str, value: float) -> None:
+def test_a_sample_does_not_depend_on_its_batch(name: str, value: float) -> None:
     _, block, inputs = made(name, ODD, dtype=torch.float64)
 
     def poison(tensor: Tensor) -> None:
@@ -195,7 +195,7 @@ def test_a_sample_does_not_see_its_batch(name: str, value: float) -> None:
 
 
 @pytest.mark.capability("modes")
-def test_batch_norm_and_dropout_act_in_train_mode(name: str) -> None:
+def test_batch_norm_and_dropout_act_only_in_train_mode(name: str) -> None:
     entry, block, inputs = made(name, ODD, **_dropout(name, 0.0))
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     quiet = list(tensors(call(block, inputs)))
@@ -240,7 +240,7 @@ def test_two_steps_are_bitwise_equal(name: str, train: bool) -> None:
     for strict in (False, False, True):
         torch.manual_seed(0)
         block.load_state_dict(state)
-        torch.use_deterministic_algorithms(strict)  # and memory starts as NaN
+        torch.use_deterministic_algorithms(strict)  # also fills new memory with NaN
         try:
             found.append(step(block, inputs))
         finally:
@@ -250,6 +250,6 @@ def test_two_steps_are_bitwise_equal(name: str, train: bool) -> None:
 
 
 def same(found: object, wanted: object) -> None:
-    """Bitwise."""
+    """Assert that all tensors are bitwise equal."""
     for a, b in zip(tensors(found), tensors(wanted), strict=True):
         assert torch.equal(a.detach(), b.detach())

@@ -1,4 +1,4 @@
-"""jbu: the specification pixel by pixel, and its quirks."""
+"""jbu against its formula, pixel by pixel, and the ranges of its parameters."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_the_formula(radius: int, small: tuple[int, int], large: tuple[int, int]
         assert_close(block(source, guidance), by_pixels(block, source, guidance))
 
 
-def test_the_sign_of_sigma_and_a_temperature_beyond_its_bounds_do_nothing() -> None:
+def test_the_sign_of_sigma_and_an_out_of_range_temperature_have_no_effect() -> None:
     block = made(key_dim=4, radius=1)
     args = torch.randn(1, 3, 4, 5).double(), torch.randn(1, 3, 8, 10).double()
     with torch.no_grad():

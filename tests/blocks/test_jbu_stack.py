@@ -1,4 +1,4 @@
-"""jbu_stack and jbu_one: four steps in a row, and the mixing of channels before or behind them."""
+"""jbu_stack and jbu_one: four steps, and the mixing of channels before or after them."""
 
 import copy
 import math
@@ -47,7 +47,7 @@ def test_the_formula(name: str, size: tuple[int, int]) -> None:
 
 @names
 @pytest.mark.parametrize("where", ["fixup_proj", "fixup_proj.1", "fixup_proj.0"])
-def test_a_hooked_layer_is_called_behind_the_steps(name: str, where: str) -> None:
+def test_a_hooked_layer_is_called_after_the_steps(name: str, where: str) -> None:
     block, args = made(name), inputs()
     wanted, shapes = block(*args), []
     layer = block.get_submodule(where)
@@ -59,7 +59,7 @@ def test_a_hooked_layer_is_called_behind_the_steps(name: str, where: str) -> Non
 
 
 @names
-def test_a_hooked_step_and_a_replaced_layer_act(name: str) -> None:
+def test_a_hooked_step_and_a_replaced_layer_take_effect(name: str) -> None:
     block, args = made(name), inputs()
     step = block.up if name == "jbu_one" else block.up3
     handle = step.register_forward_hook(lambda _, __, y: y.roll(1, 1))  # which mixes channels
@@ -79,7 +79,7 @@ def test_a_hooked_step_and_a_replaced_layer_act(name: str) -> None:
 
 
 @names
-def test_the_features_are_dropped_whole_and_scaled(name: str) -> None:
+def test_dropout_drops_whole_channels_and_scales(name: str) -> None:
     block, (source, guidance) = made(name, dropout=0.0), inputs()
     upright = copy.deepcopy(block.fixup_proj)
     block.train().fixup_proj[0].p = 0.5

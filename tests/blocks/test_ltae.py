@@ -1,4 +1,4 @@
-"""L-TAE against the authors' dense formulas, and what its masks, dropout and memory promise."""
+"""L-TAE against the authors' dense formulas; its masks, dropout, memory and counts."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ def codes(days: Tensor, d: int, period: int, heads: int, powers: torch.dtype) ->
 def dense(
     block: Any, x: Tensor, days: Tensor | None = None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The authors' formulas on (N, T, C), every tensor in full."""
+    """The authors' formulas on (N, T, C), without folding."""
     h, original = block.heads, block.variant == "original"
     if original:
         e = block.in_norm(x)
@@ -106,7 +106,7 @@ def _trained(block: nn.Module) -> list[nn.Parameter]:
     return [p for p in block.parameters() if p.requires_grad]
 
 
-def test_layouts_are_the_same_pixels() -> None:
+def test_layouts_agree() -> None:
     block, pixels = built().eval(), built(layout="sequence").eval()
     x = torch.randn(2, 7, 12, 3, 4, dtype=torch.float64)
     days, mask = torch.arange(14).view(2, 7), torch.rand(2, 7) < 0.3
@@ -124,7 +124,7 @@ def test_layouts_are_the_same_pixels() -> None:
     assert_close(pixels(series, positions=days[0])[0], pixels(series[0], positions=days[0]))
 
 
-def test_padding_is_ignored_where_asked() -> None:
+def test_padding_invariant_ignores_padding() -> None:
     x = torch.randn(2, 9, 12, 2, 3, dtype=torch.float64)
     days, mask = torch.arange(9), torch.zeros(2, 9, dtype=torch.bool)
     mask[:, 6:] = True
@@ -145,7 +145,7 @@ def test_padding_is_ignored_where_asked() -> None:
 
 
 @pytest.mark.parametrize("invariant", [False, True])
-def test_all_padded_rows_are_finite_and_even(invariant: bool) -> None:
+def test_fully_padded_samples_are_finite_with_equal_weights(invariant: bool) -> None:
     block = built(padding_invariant=invariant).eval()
     x = torch.randn(2, 5, 12, 2, 2, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True] * 5, [False, True] * 2 + [False]])
@@ -157,7 +157,7 @@ def test_all_padded_rows_are_finite_and_even(invariant: bool) -> None:
     assert grad.isfinite().all()
 
 
-def test_scores_below_the_authors_mask_do_not_break_it() -> None:
+def test_padding_works_with_very_low_scores() -> None:
     block = built(padding_invariant=True).eval()
     with torch.no_grad():
         block.query *= 1e4
@@ -182,7 +182,7 @@ def test_dropout_covers_weights_and_output() -> None:
     assert_close(built(dropout=0.5).eval()(x, positions=days), plain)
 
 
-def test_weights_after_dropout_are_the_ones_that_pool() -> None:
+def test_returned_weights_include_dropout() -> None:
     block = built(dropout=0.3, mlp=[18]).train()
     block.dropout.register_forward_hook(lambda module, args, out: args[0])
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_weights_after_dropout_are_the_ones_that_pool() -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ def test_no_tensor_of_all_projected_steps_exists() -> None:
 
 
 def executed(block: Any, size: attnzoo.InputSize) -> int:
-    """The folded form's multiply-adds for one sample, or the 2020 form's, which projects steps."""
+    """Multiply-adds of one sample: of the folded form, or of "original", without folding."""
     pixels = size.height * size.width if block.layout == "image_series" else 1
     c, width, heads, steps = block.c, block.width, block.heads, size.steps
     hidden = sum(m.weight.numel() for m in block.mlp if isinstance(m, nn.Linear))
@@ -263,7 +263,7 @@ def test_closed_forms_hold_for_every_option(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("variant", ["2d", "original"])
 def test_initial_distributions(variant: str) -> None:
-    """Queries and keys from N(0, 2 / d_k), the rest torch's own."""
+    """Queries and keys from N(0, 2 / d_k), torch's default for the rest."""
     torch.manual_seed(0)
     config = {"heads": 64, "d_k": 8, "d_model": 512, "mlp": [512, 256], "variant": variant}
     block = attnzoo.build("ltae", 128, **config)
@@ -282,15 +282,17 @@ def test_initial_distributions(variant: str) -> None:
     assert block.mlp[1].momentum == 0.1
 
 
-def test_one_pixel_with_one_channel_a_group_gives_the_bias() -> None:
-    """torch's own layer refuses to normalize one value."""
+def test_one_pixel_with_one_channel_per_group_gives_the_bias() -> None:
+    """torch's own layer raises an error for one value."""
     block = built(mlp=[18, 3], layout="sequence").eval()
     y = block(torch.randn(7, 12, dtype=torch.float64), positions=torch.arange(7))
     assert_close(y, block.out_norm.bias)
 
 
 @pytest.mark.parametrize("config", [{"variant": "original", "length": 7}, {"d_model": 18}], ids=str)
-def test_half_parameters_take_float32_inputs_under_autocast(config: dict[str, Any]) -> None:
+def test_half_precision_parameters_accept_float32_inputs_under_autocast(
+    config: dict[str, Any],
+) -> None:
     block = built(**config, layout="sequence").eval()
     x, days = torch.randn(3, 7, 12), None if "length" in config else torch.arange(7)
     wanted = block(x.double(), positions=days)
@@ -309,7 +311,7 @@ def test_a_long_table_takes_no_memory_on_meta() -> None:
     assert block.position_enc.weight.shape == (10**7 + 1, 256)
 
 
-def test_a_checkpoint_and_its_copies_load() -> None:
+def test_checkpoints_of_the_authors_and_of_copies_load() -> None:
     block = built().float()
     ours = block.state_dict()
     names = {"query": "attention_heads.Q", "key": "attention_heads.fc1_k"}
@@ -344,12 +346,12 @@ def test_a_checkpoint_and_its_copies_load() -> None:
         ({"dropout": 1.0}, "below 1"),
     ],
 )
-def test_bad_options_are_refused(config: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attnzoo.build("ltae", **{**SMALL, **config})
 
 
-def test_bad_calls_are_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     block, x = built().eval(), torch.randn(2, 7, 12, 3, 3, dtype=torch.float64)
     days = torch.arange(7)
     with pytest.raises(ValueError, match="positions is missing"):

@@ -1,4 +1,4 @@
-"""Multi-scale gated tanh unit: the formula written out, pooling, one unit alone, refusals."""
+"""Multi-scale gated tanh unit: its formula, pooling, gtu_only and errors."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_parameters_are_those_of_the_authors() -> None:
 
 
 @pytest.mark.parametrize("kernel, stride, steps", [(4, 1, 9), (4, 2, 9), (3, 3, 3), (1, 2, 8)])
-def test_one_unit_alone(kernel: int, stride: int, steps: int) -> None:
+def test_gtu_only(kernel: int, stride: int, steps: int) -> None:
     config = {"c": 5, "gtu_only": True, "kernels": (kernel,), "stride": stride}
     entry, block, _ = made("m_gtu", dtype=torch.float64, **config)
     x = torch.randn(2, 3, steps, 5, dtype=torch.float64)
@@ -79,14 +79,14 @@ def test_one_unit_alone(kernel: int, stride: int, steps: int) -> None:
     assert form.executed == work(block, {"x": x[:, 0]}).macs
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     _, block, inputs = made("m_gtu", dropout=0.5)
     x = inputs["x"]
     assert torch.equal(block(x), block(x))
     assert not torch.equal(block.train()(x), block(x))
 
 
-def test_dropout_stands_between_the_mixing_and_the_residual(
+def test_dropout_is_between_the_mixing_and_the_residual(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates = []
@@ -104,7 +104,7 @@ def test_dropout_stands_between_the_mixing_and_the_residual(
 
 
 def test_initial_distributions() -> None:
-    """torch's own everywhere, as the authors' modules have it."""
+    """torch's default everywhere, as in the authors' modules."""
     block = attnzoo.build("m_gtu", 64, length=60)
     for kernel in (3, 5, 7):
         conv = block.get_submodule(f"gtu{kernel}.con2out")
@@ -146,14 +146,14 @@ def test_refusals(config: dict, words: str) -> None:
         attnzoo.build("m_gtu", 8, **config)
 
 
-def test_wrong_lengths_are_refused_in_words() -> None:
+def test_wrong_lengths_raise_clear_errors() -> None:
     with pytest.raises(ValueError, match=r"x has 11 steps .* build it with length=11"):
         attnzoo.build("m_gtu", 8)(torch.randn(2, 11, 8))
     with pytest.raises(ValueError, match=r"x has 3 steps .* fewer than the kernel of 4"):
         attnzoo.build("m_gtu", 8, gtu_only=True, kernels=(4,))(torch.randn(2, 3, 8))
 
 
-def test_a_unit_and_a_copy_load_from_a_checkpoint() -> None:
+def test_checkpoints_of_a_unit_and_of_a_copy_load() -> None:
     _, block, inputs = made("m_gtu", c=6)
     state = block.state_dict()
     theirs = {

@@ -1,4 +1,4 @@
-"""mamba and its scan: the authors' recurrence step by step, long and stiff runs, streams."""
+"""mamba and its scan: the recurrence, long series, extreme decays, `step`."""
 
 import time
 
@@ -51,14 +51,14 @@ def test_any_length_equals_the_recurrence(steps: int) -> None:
         assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
 
 
-def test_many_samples_go_through_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_samples_are_processed_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = leaves_of(5, 40, 4, 3)
     wanted = gradients(selective_recurrence, *leaves)
     monkeypatch.setattr("attnzoo.autograd.selective_scan.SLAB", 24)
     assert max(errors(gradients(selective_scan, *leaves), wanted)) < EXACT
 
 
-def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
+def test_saved_memory_grows_with_the_number_of_chunks() -> None:
     leaves = leaves_of(2, 1024, 16, 16)
     held = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     kept: dict[int, int] = {}
@@ -76,7 +76,9 @@ def test_memory_grows_with_the_chunks_and_not_with_every_state() -> None:
 
 @pytest.mark.left_out_if(torch.__version__ < (2, 7), "its Dims cannot express the blocks")
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_one_export_serves_every_length(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_program_accepts_every_length(
+    strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not strict:  # a smaller graph
         monkeypatch.setattr("attnzoo.ops.selective_scan.LONGEST", 600)
     block = attnzoo.build("mamba", c=6, state=3).eval()
@@ -88,7 +90,7 @@ def test_one_export_serves_every_length(strict: bool, monkeypatch: pytest.Monkey
         assert_close(program(x), block(x))
 
 
-def test_functional_transforms_see_through_it() -> None:
+def test_functional_transforms_give_the_same_gradients() -> None:
     block = attnzoo.build("mamba", c=4, state=3, dtype=torch.float64)
     x = torch.randn(3, 9, 4, dtype=torch.float64)
     weights = dict(block.named_parameters())
@@ -119,7 +121,7 @@ def test_causal_convolution_equals_the_padded_one(steps: int, taps: int, bias: b
 
 
 def test_causal_convolution_of_float16_sums_in_float32() -> None:
-    """Sums over taps, and over steps in the backward pass, may pass 65504 on their way."""
+    """Partial sums over taps, and over steps in the backward pass, may exceed 65504."""
     u = torch.tensor([60000.0, 60000.0, -60000.0, 300.0]).half()[None, :, None].requires_grad_()
     weight = torch.ones(1, 1, 4).half().requires_grad_()
     bias = torch.tensor([-60000.0]).half().requires_grad_()
@@ -169,7 +171,7 @@ def test_mixer_equals_the_formulas(config: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 1, 3)], ids=str)
-def test_a_stream_equals_the_whole_call(lead: tuple[int, ...]) -> None:
+def test_step_by_step_equals_one_call(lead: tuple[int, ...]) -> None:
     block = attnzoo.build("mamba", c=8, conv=3, bias=True, dtype=torch.float64)
     x = torch.randn(*lead, 11, 8, dtype=torch.float64)
     for state in (None, block.initial_state(), block.initial_state(*lead)):
@@ -181,8 +183,8 @@ def test_a_stream_equals_the_whole_call(lead: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("lead", [(), (3,)], ids=str)
-def test_a_stream_without_a_convolution(lead: tuple[int, ...]) -> None:
-    """One tap remembers no input: the state of the convolution has no rows."""
+def test_step_by_step_without_a_convolution(lead: tuple[int, ...]) -> None:
+    """With one tap no earlier input is needed: the state of the convolution has no rows."""
     block = attnzoo.build("mamba", c=4, conv=1, dtype=torch.float64)
     x, state = torch.randn(*lead, 5, 4, dtype=torch.float64), block.initial_state(*lead)
     outputs = []
@@ -193,7 +195,7 @@ def test_a_stream_without_a_convolution(lead: tuple[int, ...]) -> None:
     assert_close(torch.stack(outputs, -2), block(x))
 
 
-def test_a_step_leaves_the_old_state_alone() -> None:
+def test_a_step_does_not_modify_its_state() -> None:
     block = attnzoo.build("mamba", c=4)
     _, state = block.step(torch.randn(2, 4))
     before = [t.clone() for t in state]
@@ -212,7 +214,7 @@ def test_half_precision_keeps_its_states_in_float32() -> None:
         assert selective_scan(*(t.bfloat16() for t in leaves_of(1, 5, 4, 3))).dtype == torch.float32
 
 
-def test_the_start_is_the_authors() -> None:
+def test_initial_values_are_the_authors() -> None:
     block = attnzoo.build("mamba", c=64)
     assert_close(block.A_log.exp(), torch.arange(1.0, 17).expand(128, 16))
     assert torch.equal(block.D, torch.ones(128))
@@ -223,7 +225,7 @@ def test_the_start_is_the_authors() -> None:
 
 
 def test_initial_distributions() -> None:
-    """Step sizes log-uniform from dt_min to dt_max, their projection uniform, the rest torch's."""
+    """Step sizes log-uniform from dt_min to dt_max, a uniform projection, torch's default else."""
     block = attnzoo.build("mamba", c=256, bias=True, dt_scale=0.5)
     bounds = {
         "in_proj": 256**-0.5, "conv1d": 4**-0.5, "x_proj": 512**-0.5, "out_proj": 512**-0.5,
@@ -277,7 +279,7 @@ def test_refusals_of_a_step() -> None:
 
 
 def authors_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The authors' reference: decays and drive of all steps (B, E, T, S) first, then the loop."""
+    """The authors' reference: coefficients of all steps (B, E, T, S) first, then a loop."""
     u, dt, b, c = (t.mT.contiguous() for t in (u, dt, b, c))
     decay = torch.einsum("bdl,dn->bdln", dt, a).exp()
     drive = torch.einsum("bdl,bnl,bdl->bdln", dt, b, u)
@@ -290,7 +292,9 @@ def authors_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tens
 
 
 @pytest.mark.slow
-def test_a_training_step_beats_the_loop_forty_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_is_forty_times_faster_than_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.set_num_threads(1)  # with the processor's own clock: other programs do not count
     block, x = attnzoo.build("mamba", c=256), torch.randn(2, 512, 256)
 
@@ -304,7 +308,9 @@ def test_a_training_step_beats_the_loop_forty_times(monkeypatch: pytest.MonkeyPa
     assert seconds() > 40 * ours
 
 
-def test_a_graph_for_any_length_serves_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_dynamic_length_is_correct_up_to_its_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("attnzoo.ops.selective_scan.LONGEST", 40)
     block = attnzoo.build("mamba", c=4, state=3).eval()
     shapes = {"x": {1: torch.export.Dim.AUTO}}

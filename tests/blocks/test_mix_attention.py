@@ -1,4 +1,4 @@
-"""Mix-attention against its formulas, in both variants, and the sizes that its maps may have."""
+"""Mix-attention against its formulas, in both variants and at many sizes of its maps."""
 
 import math
 
@@ -29,7 +29,7 @@ def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def cells(x: Tensor, size: int) -> Tensor:
-    """Means over cells, those at the border of the pixels that exist, one by one."""
+    """Means over cells, one by one; those at the border average only pixels of the map."""
     rows, columns = (-(-n // size) for n in x.shape[2:])
     out = x.new_zeros(*x.shape[:2], rows, columns)
     for i in range(rows):
@@ -113,12 +113,12 @@ def test_a_sample_skips_whole_branches() -> None:
     _, block, inputs = made("mix_attention", attnzoo.InputSize(64, 1, 3, 3), train=True, **config)
     inputs = {"x": inputs["x"][:1].expand(64, -1, -1, -1), "features": [inputs["features"][0][:1].expand(64, -1, -1, -1)]}  # fmt: skip  # noqa: E501
     found = {tuple(y.flatten().tolist()) for y in block(**inputs).detach().round(decimals=4)}
-    assert len(found) == 4  # neither branch, either, both
+    assert len(found) == 4  # neither branch, one of them, or both
     block.eval()
     assert len({tuple(y.flatten().tolist()) for y in block(**inputs).detach()}) == 1
 
 
-def test_starts_as_the_authors_do() -> None:
+def test_initial_values_are_the_authors() -> None:
     torch.manual_seed(1)
     config = {"c": 32, "dims": (64, 32), "pools": (1, 2), "variant": "city", "block": True}
     block = attnzoo.build("mix_attention", **config)

@@ -1,4 +1,4 @@
-"""Capabilities of arithmetic: derivatives, half precision, large inputs."""
+"""Capabilities of numbers: derivatives, half precision, large inputs."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ from matrix import Cell
 pytestmark = blocks
 FEW = attnzoo.InputSize(
     batch=1, steps=7, height=3, width=4
-)  # a refused check goes number by number
+)  # if the fast check fails, each element is checked
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -52,7 +52,7 @@ def _cast(name: str, dtype: torch.dtype) -> None:
         found = step(copy.deepcopy(block).to(dtype).train(train), scaled(inputs, 1, dtype))
         assert all(t.dtype == dtype for t in tensors(found) if t.is_floating_point())
         assert all(t.isfinite().all() for t in tensors(found))
-        if not train:  # dropout and batch statistics are other numbers
+        if not train:  # in training, dropout and batch statistics differ
             assert_close(found["outputs"], wanted["outputs"], dtype)
 
 
@@ -69,7 +69,7 @@ def test_autocast_runs_and_trains(name: str, dtype: torch.dtype) -> None:
     found = step(block, inputs, run)
     assert all(t.isfinite().all() for t in tensors(found))
     assert_close(found["outputs"], wanted["outputs"], dtype)
-    with torch.autocast("cpu", dtype):  # backward() within it, which torch advises against, works
+    with torch.autocast("cpu", dtype):  # backward() inside works, although torch advises against it
         inside = step(block, inputs)
     assert all(t.isfinite().all() for t in tensors(inside))
     assert_close(inside["outputs"], wanted["outputs"], dtype)
@@ -78,7 +78,7 @@ def test_autocast_runs_and_trains(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.capability("autocast")
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_around_the_whole_step(name: str, parameters: torch.dtype) -> None:
-    """The backward pass within it, too; and parameters cast before, where inputs are float32."""
+    """With the backward pass inside autocast; also with half-precision parameters."""
     _, block, inputs = made(name, ODD)
     wanted = step(block, inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -101,7 +101,7 @@ SCALES = ("1", "10", "30", *(f"1e{power}" for power in (2, 3, 4, 6, 9, 12, 18, 2
 
 
 def largest_scale(name: str, dtype: torch.dtype) -> str:
-    """The last scale at which all is finite; up to 30, only what does not fit may overflow."""
+    """The last scale at which everything is finite; up to 30, overflows must be true ones."""
     _, block, inputs = made(name, ODD)
     block.to(dtype)
     reached = ""
@@ -121,12 +121,12 @@ def largest_scale(name: str, dtype: torch.dtype) -> str:
 
 
 def mean_step(block: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Outputs over their number, as a mean loss has them, and the gradients of that."""
+    """Outputs divided by their number of elements, as in a mean loss, and their gradients."""
     return step(block, inputs, lambda points: [o / o.numel() for o in tensors(call(block, points))])
 
 
 def assert_too_large(true: dict[str, Any], found: dict[str, Any], scale: str) -> None:
-    """What is not finite is so in truth: the number, or the output before it, passes the dtype."""
+    """Assert that non-finite results exceed the dtype's range in float64, too."""
     largest = torch.finfo(found["outputs"][0].dtype).max
     if any(t.abs().max() * t.numel() > largest for t in true["outputs"]):
         return
@@ -135,7 +135,7 @@ def assert_too_large(true: dict[str, Any], found: dict[str, Any], scale: str) ->
 
 
 def scaled(inputs: Inputs, factor: float, dtype: torch.dtype) -> Inputs:
-    """Floating inputs times `factor`, cast; others as they are."""
+    """Floating-point inputs times `factor`, cast to `dtype`; others unchanged."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor * factor).to(dtype) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""A user's block gets the whole matrix by `pytest --blocks=FILE.py`: green if right, red if not."""
+"""`pytest --blocks=FILE.py` tests a user's block: it passes if correct and fails if not."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ Paper: none.
 Code: this file.
 Math: y = x * sigmoid(scale * mean_HW(x)).
 Shapes: (B, C, H, W) -> (B, C, H, W).
-Differs: there is nothing to differ from.
+Differs: in nothing.
 Cost: c parameters, no multiply-adds.
 """
 
@@ -49,7 +49,7 @@ class MeanGate(nn.Module):
 
 
 def matrix(file: Path, means: str, *only: str) -> subprocess.CompletedProcess[str]:
-    """The suite, or `only` some of it, for the one block in `file`, in a process of its own."""
+    """Run all tests, or those in `only`, on the block in `file` in a new process."""
     file.write_text(BLOCK.replace("MEANS", means))
     options = [f"--blocks={file}", "-k", "mean_gate_of_mine", "-p", "no:cacheprovider", "-v"]
     return subprocess.run(
@@ -61,15 +61,15 @@ def matrix(file: Path, means: str, *only: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
-def test_a_right_block_is_green(tmp_path: Path) -> None:
+def test_a_correct_block_passes(tmp_path: Path) -> None:
     found = matrix(tmp_path / "right_block.py", "x.mean((2, 3))")
     assert found.returncode == 0, found.stdout
     for capability in ("compile", "ddp", "meta", "sizes"):
         assert f"mean_gate_of_mine, {capability}: yes" in found.stdout
 
 
-def test_a_block_that_leaks_across_samples_is_red(tmp_path: Path) -> None:
-    only = "tests/blocks/test_inputs.py::test_a_sample_does_not_see_its_batch"
+def test_a_block_that_leaks_across_samples_fails(tmp_path: Path) -> None:
+    only = "tests/blocks/test_inputs.py::test_a_sample_does_not_depend_on_its_batch"
     found = matrix(tmp_path / "leaky_block.py", "x.mean((0, 2, 3)).expand(x.shape[:2])", only)
     assert found.returncode == 1, found.stdout
     assert "3 failed" in found.stdout

@@ -1,4 +1,4 @@
-"""Pyramid squeeze attention against its branches one by one."""
+"""Pyramid squeeze attention against its formula, branch by branch."""
 
 from typing import Any
 

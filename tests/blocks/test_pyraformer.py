@@ -37,7 +37,7 @@ pyramids = pytest.mark.parametrize("pyramid", PYRAMIDS, ids=str)
 
 
 def mask_by_loops(pyramid: Pyramid) -> Tensor:
-    """Pair by pair from the definition."""
+    """The mask by the definition, pair by pair."""
     nodes = [
         (level, i)
         for level, size in enumerate(level_sizes(pyramid.length, pyramid.windows))
@@ -156,7 +156,7 @@ def test_dropped_weights_are_those_of_the_reference_form(pyramid: Pyramid) -> No
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements of any tensor that an operation makes."""
+    """Records the number of elements of the largest tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def test_65536_steps_train_in_linear_time_and_memory() -> None:
 
 
 def spelled_out(w: dict[str, Tensor], x: Tensor, config: dict, train: bool) -> dict[str, Tensor]:
-    """All outputs, by dense attention, from weights under the authors' names."""
+    """All outputs by dense attention, with weights by the authors' names."""
     pool = {"max": F.max_pool1d, "avg": F.avg_pool1d}.get(config["cscm"])
     t = x
     if config["cscm"] == "bottleneck":
@@ -323,7 +323,7 @@ def test_equals_the_formulas(cscm: str, n_layers: int, train: bool) -> None:
             assert_close(block.double().train(train)(x), tensor)
 
 
-def test_every_length_from_one_node_a_level_works() -> None:
+def test_every_length_from_one_node_per_level_on_works() -> None:
     block = attnzoo.build("pyraformer", c=8, dtype=torch.float64, output="pyramid").eval()
     randomize_parameters(block)
     for steps in (64, 65, 67, 68, 71, 79, 80, 83, 87, 107, 131, 151):
@@ -342,14 +342,14 @@ def test_any_leading_axes(lead: tuple[int, ...], output: str) -> None:
     assert block(torch.randn(*lead, 13, 8)).shape == (*lead, *shape)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     block = attnzoo.build("pyraformer", c=8, windows=(3, 2), dropout=0.3).eval()
     x = torch.randn(2, 13, 8, requires_grad=True)
     assert torch.equal(block(x), block(x))
     block.train()
     assert not torch.equal(block(x), block(x))
     attention: nn.Module = block.layers[0].attention
-    attention.out = nn.Identity()  # what is left of the dropped weights alone
+    attention.out = nn.Identity()
     assert not torch.equal(block(x), block(x))
     block(x).sum().backward()
     assert x.grad is not None
@@ -357,7 +357,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 class Zero(nn.Module):
-    """Drops everything, and notes the shape of what it dropped."""
+    """Sets its input to zero and records its shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,8 +368,8 @@ class Zero(nn.Module):
         return x * 0
 
 
-def test_dropout_is_where_the_authors_have_it() -> None:
-    """On the weights, on what is added to the attention's input, and twice in the MLP."""
+def test_dropout_is_applied_where_the_authors_apply_it() -> None:
+    """On the weights, on the attention's output, and twice in the MLP."""
     config = {"c": 8, "heads": 2, "d_inner": 5, "windows": (3, 2), "dropout": 0.3}
     block = attnzoo.build("pyraformer", **config, output="pyramid", n_layers=2)
     rates = [m.p for m in block.modules() if isinstance(m, nn.Dropout)]
@@ -381,7 +381,7 @@ def test_dropout_is_where_the_authors_have_it() -> None:
         layer.attention.dropout.p = 0.3
     x = torch.randn(2, 13, 8)
     wanted = block.cscm(x)
-    for layer in block.layers:  # nothing is left of what a layer adds
+    for layer in block.layers:  # so that only the residual remains
         wanted = layer.norm(layer.attention.norm(wanted))
     assert_close(block(x), wanted)
     for layer in block.layers:
@@ -390,7 +390,7 @@ def test_dropout_is_where_the_authors_have_it() -> None:
 
 
 def test_initial_distributions() -> None:
-    """Xavier's in the attention, as the authors choose, torch's own elsewhere."""
+    """Xavier's in the attention, as in the authors' code, torch's default elsewhere."""
     block = attnzoo.build("pyraformer", c=96, heads=4, d_k=20, d_v=30, d_inner=128, n_layers=2)
     for layer in block.layers:
         attention = layer.attention
@@ -411,7 +411,7 @@ def test_initial_distributions() -> None:
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_parameters_take_a_float32_input_under_autocast(half: torch.dtype) -> None:
+def test_half_precision_parameters_accept_float32_inputs_under_autocast(half: torch.dtype) -> None:
     block = attnzoo.build("pyraformer", c=8, windows=(3, 2)).to(half)
     x = torch.randn(2, 13, 8, requires_grad=True)
     with torch.autocast("cpu", half):
@@ -423,7 +423,7 @@ def test_half_parameters_take_a_float32_input_under_autocast(half: torch.dtype) 
 
 
 def test_training_after_inference() -> None:
-    """Tables that were made in inference mode serve no gradient."""
+    """Cached tables must not be inference tensors."""
     pyramid_module._cached.cache_clear()
     block = attnzoo.build("pyraformer", c=8, windows=(3, 2), output="gather")
     x = torch.randn(2, 13, 8)
@@ -434,7 +434,7 @@ def test_training_after_inference() -> None:
             block(x).sum().backward()
 
 
-def test_tables_are_kept_for_each_device() -> None:
+def test_tables_are_cached_per_device() -> None:
     pyramid = Pyramid(13, (3, 2), 3)
     for device in ("cpu", "meta", "cpu"):
         there = torch.device(device)
@@ -444,7 +444,7 @@ def test_tables_are_kept_for_each_device() -> None:
 
 
 def test_closed_form_at_an_odd_size() -> None:
-    """13 steps: 19 nodes, of which the mask lets 97 pairs attend to each other."""
+    """13 steps give 19 nodes, of which 97 pairs attend to each other."""
     pyramid = Pyramid(13, (3, 2), 3)
     assert pyramid.pairs == int((~attnzoo.pyraformer_mask(*pyramid)).sum())
     config = {"c": 8, "heads": 2, "d_k": 3, "d_v": 5, "windows": (3, 2), "d_inner": 7}
@@ -472,12 +472,12 @@ def test_closed_form_at_an_odd_size() -> None:
         ({"output": "fine"}, "output='fine' must be one of .*did you mean 'finest'"),
     ],
 )
-def test_bad_configs_are_refused_in_words(config: dict, words: str) -> None:
+def test_invalid_configs_raise_clear_errors(config: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         attnzoo.build("pyraformer", **{"c": 8, **config})
 
 
-def test_a_series_without_a_node_a_level_is_refused_in_words() -> None:
+def test_a_series_too_short_for_the_levels_is_refused() -> None:
     words = r"x has 63 steps; windows=\(4, 4, 4\) need at least 64"
     with pytest.raises(ValueError, match=words):
         attnzoo.build("pyraformer", c=8)(torch.randn(1, 63, 8))

@@ -1,4 +1,4 @@
-"""What is special to pyraformer_cscm: its kinds by the formulas, its sizes and its refusals."""
+"""pyraformer_cscm: all its kinds against the formulas, its sizes and errors."""
 
 import pytest
 import torch
@@ -44,14 +44,14 @@ def test_equals_the_formulas(kind: str, windows: tuple[int, ...], train: bool) -
 
 @pytest.mark.parametrize("kind", ["bottleneck", "conv", "max", "avg"])
 @pytest.mark.parametrize("lead", [(), (2, 3), (0,)])
-def test_any_leading_axes_and_an_end_that_fills_no_window(lead: tuple[int, ...], kind: str) -> None:
+def test_any_leading_axes_and_remaining_steps(lead: tuple[int, ...], kind: str) -> None:
     block = attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2], kind=kind).eval()
     assert block(torch.randn(*lead, 21, 8)).shape == (*lead, 21 + 5 + 2, 8)
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "conv"])
 def test_initial_distributions(kind: str) -> None:
-    """torch's own everywhere, as the authors' modules have it."""
+    """torch's default everywhere, as in the authors' modules."""
     block = attnzoo.build("pyraformer_cscm", c=128, windows=(4, 2), kind=kind, bottleneck=96)
     width = 96 if kind == "bottleneck" else 128
     for window, level in zip((4, 2), block.levels, strict=True):
@@ -68,7 +68,7 @@ def test_initial_distributions(kind: str) -> None:
 
 
 def test_closed_form_at_an_odd_size() -> None:
-    """21 steps: levels of 5 and 2 nodes."""
+    """21 steps give levels of 5 and 2 nodes."""
     for kind, bottleneck, macs in (
         ("bottleneck", 3, 28 * 8 * 3 + 5 * 9 * 4 + 2 * 9 * 2),
         ("conv", None, 5 * 64 * 4 + 2 * 64 * 2),
@@ -80,7 +80,7 @@ def test_closed_form_at_an_odd_size() -> None:
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_parameters_take_a_float32_input_under_autocast(half: torch.dtype) -> None:
+def test_half_precision_parameters_accept_float32_inputs_under_autocast(half: torch.dtype) -> None:
     block = attnzoo.build("pyraformer_cscm", c=8, windows=(3, 2)).to(half)
     x = torch.randn(2, 13, 8, requires_grad=True)
     with torch.autocast("cpu", half):

@@ -1,4 +1,4 @@
-"""What is special to multi-scale ReLU linear attention."""
+"""Multi-scale ReLU linear attention: its formula, timm's layer, eps and half precision."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def made(dtype: torch.dtype = torch.float64, **config: Any) -> nn.Module:
 
 
 def formula(block: nn.Module, x: Tensor, quadratic: bool) -> Tensor:
-    """The authors' arithmetic in either of their regimes, with eps where they have it."""
+    """The authors' arithmetic in either order of products, with their eps."""
     qkv = block.qkv(x)
     fields = [qkv]
     for deep, point in zip(block.depthwise, block.pointwise, strict=True):
@@ -51,7 +51,7 @@ def formula(block: nn.Module, x: Tensor, quadratic: bool) -> Tensor:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (3, 3), (9, 7), (1, 40)])
-def test_one_function_in_both_regimes(
+def test_equals_both_orders_of_the_authors(
     config: dict[str, Any], quadratic: bool, size: tuple[int, int]
 ) -> None:
     block = made(**config)
@@ -77,8 +77,8 @@ def test_equals_timm(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-50, 1e-15])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_query_that_meets_no_key_gives_zero(dtype: torch.dtype, eps: float) -> None:
-    """No eps is divided by, so none can vanish in a narrow dtype."""
+def test_a_query_orthogonal_to_all_keys_gives_zero(dtype: torch.dtype, eps: float) -> None:
+    """The result is exactly 0, although eps underflows in half precision."""
     block = made(dtype, c=8, scales=(), eps=eps).eval()
     with torch.no_grad():
         block.qkv.weight[:8] = -block.qkv.weight[:8].abs()  # queries of positive inputs
@@ -129,7 +129,7 @@ def test_refuses(config: dict[str, Any], words: str) -> None:
 
 
 def test_initial_distributions() -> None:
-    """torch's own in every layer."""
+    """torch's default in every layer."""
     torch.manual_seed(0)
     block = attnzoo.build("relu_linear", 64, scales=(3, 5))
     for layer in (block.qkv, *block.depthwise, *block.pointwise, block.proj):
@@ -140,6 +140,6 @@ def test_initial_distributions() -> None:
     assert (block.norm.eps, block.norm.momentum) == (1e-5, 0.1)
 
 
-def test_heads_are_floored_twice_as_the_authors_do() -> None:
+def test_the_number_of_heads_is_rounded_down_twice() -> None:
     assert attnzoo.build("relu_linear", c=31, dim=8, heads_ratio=0.5).heads == 1
     assert attnzoo.build("relu_linear", c=32, dim=8, heads_ratio=1.4).heads == 5

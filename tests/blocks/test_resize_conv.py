@@ -1,4 +1,4 @@
-"""resize_conv: the specification written out; kernels of even sides."""
+"""resize_conv against its formula, also with kernels of even size."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""sapa and sapa_stack: the specification pixel by pixel, and its quirks."""
+"""sapa and sapa_stack against the formula, pixel by pixel."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_the_formula(q_mode: str, config: dict[str, object]) -> None:
         assert_close(block(source, guidance), by_pixels(block, source, guidance))
 
 
-def test_taps_outside_keep_their_share() -> None:
+def test_window_positions_outside_the_map_keep_their_weights() -> None:
     block = attnzoo.build("sapa", 3, dim=4)
     nn.init.zeros_(block.q.weight)  # all energies are zero: the mean over the window
     y = block(torch.ones(1, 3, 6, 6), torch.randn(1, 3, 12, 12))
@@ -63,7 +63,7 @@ def test_taps_outside_keep_their_share() -> None:
     assert_close(y[0, 0, 5, 5], torch.tensor(1.0))
 
 
-def test_a_stack_is_its_steps() -> None:
+def test_a_stack_equals_its_steps() -> None:
     block = attnzoo.build("sapa_stack", 3, dim=4, kernel=3, dtype=torch.float64)
     randomize_parameters(block)
     source, guidance = torch.randn(1, 3, 1, 2).double(), torch.randn(1, 3, 21, 17).double()

@@ -21,7 +21,7 @@ def test_equals_se_with_biases() -> None:
     assert_steps_equal(block, inputs, se)
 
 
-def test_numbers_by_hand() -> None:
+def test_counts_and_values_by_hand() -> None:
     block = attnzoo.build("self_gate", c=512)
     assert block.macs(attnzoo.InputSize(3, 1, 5, 7)) == 2 * 512 * 32
     assert_uniform(block.gate.fc1.weight, 512**-0.5)

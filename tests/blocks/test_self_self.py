@@ -1,4 +1,4 @@
-"""Self-self attention against its formula, and in the place of a CLIP tower's last attention."""
+"""Self-self attention against its formula, and with weights of CLIP's last attention."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_equals_the_formula(mode: str) -> None:
 
 @pytest.mark.parametrize("temp", [None, 7.0])
 @pytest.mark.parametrize("iters", [0, 1, 3])
-def test_gem_equals_the_formula_beside_ordinary_attention(iters: int, temp: float | None) -> None:
+def test_gem_equals_the_formula_and_ordinary_attention(iters: int, temp: float | None) -> None:
     config = {"c": 12, "heads": 3, "iters": iters, "temp": temp}
     _, block, _ = made("self_self", None, torch.float64, mode="gem", **config)
     x = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_weights_of_multihead_attention_give_its_outputs() -> None:
     assert_close(block.double()(x), theirs(x, x, x, need_weights=False)[0], torch.float32)
 
 
-def test_takes_the_last_attention_of_a_clip_tower_from_its_checkpoint() -> None:
+def test_the_last_attention_of_clip_loads_from_its_checkpoint() -> None:
     tower = nn.TransformerEncoder(
         nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 3, enable_nested_tensor=False
     )
@@ -94,7 +94,7 @@ def test_takes_the_last_attention_of_a_clip_tower_from_its_checkpoint() -> None:
     assert torch.equal(block.out_proj.bias, tower.layers[2].self_attn.out_proj.bias)
 
 
-def test_global_bias_spares_the_class_token() -> None:
+def test_global_bias_does_not_change_the_class_token() -> None:
     _, block, _ = made("self_self", None, torch.float64, c=8, heads=2)
     _, without, _ = made("self_self", None, torch.float64, c=8, heads=2, global_bias=0.3)
     without.load_state_dict(block.state_dict())
@@ -105,7 +105,7 @@ def test_global_bias_spares_the_class_token() -> None:
     assert_close(without(x[:, :1]), block(x[:, :1]))
 
 
-def test_logits_lose_what_features_lose() -> None:
+def test_removing_the_global_bias_from_logits_and_from_features_agrees() -> None:
     patches, cls, text = torch.randn(2, 6, 8), torch.randn(2, 8), torch.randn(5, 8)
     unit = patches / patches.norm(dim=-1, keepdim=True)
     logits, of_cls = unit @ text.T, cls / cls.norm(dim=-1, keepdim=True) @ text.T
@@ -132,7 +132,7 @@ def test_large_half_precision_tokens_stay_finite(mode: str) -> None:
         assert y.isfinite().all()
 
 
-def test_starts_as_multihead_attention_does() -> None:
+def test_initial_values_are_those_of_multihead_attention() -> None:
     block = attnzoo.build("self_self", c=48)
     assert_uniform(block.in_proj.weight, (6 / (48 + 3 * 48)) ** 0.5)
     assert_uniform(block.out_proj.weight, 48**-0.5)
@@ -140,7 +140,7 @@ def test_starts_as_multihead_attention_does() -> None:
     assert not block.out_proj.bias.any()
 
 
-# totals of the spec for a batch of two, 9 tokens
+# totals for a batch of two, 9 tokens
 @pytest.mark.parametrize(
     ("mode", "macs"),
     [("qkv", 18144), ("csa", 16200), ("qq", 14256), ("qk", 14256), ("gem", 40176)],

@@ -1,4 +1,4 @@
-"""SimAM against its formula, where the authors' code is not a number, and in half precision."""
+"""SimAM against its formula, at sizes where the authors' code gives NaN, and in half precision."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_equals_the_papers_energy(e_lambda: float, size: tuple[int, int, int]) -
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 5)], ids=str)
-def test_nothing_stands_out_of_a_constant_channel(size: tuple[int, int]) -> None:
+def test_constant_channels_have_the_constant_gate(size: tuple[int, int]) -> None:
     x = torch.full((2, 4, *size), 3.0, requires_grad=True)
     y = attnzoo.build("simam", c=4)(x)
     assert_close(y, x * torch.tensor(0.5).sigmoid())
@@ -36,7 +36,7 @@ def test_nothing_stands_out_of_a_constant_channel(size: tuple[int, int]) -> None
 
 
 def test_sums_of_squares_do_not_overflow_in_half_precision() -> None:
-    """At a standard deviation of 30 the sum over 56 x 56 is above 65504: all gates were 0.62."""
+    """At a standard deviation of 30 the sum over 56 x 56 exceeds 65504: all gates would be 0.62."""
     block, x = attnzoo.build("simam", c=4), 30 * torch.randn(2, 4, 56, 56)
     for dtype in (torch.float16, torch.bfloat16):
         given = x.to(dtype)
@@ -44,12 +44,12 @@ def test_sums_of_squares_do_not_overflow_in_half_precision() -> None:
         assert block(given).dtype == dtype
 
 
-def test_a_large_mean_leaves_the_variance_its_digits() -> None:
+def test_a_large_mean_does_not_cancel_the_variance() -> None:
     x = torch.randn(2, 4, 16, 16) + 3000
     assert_close(attnzoo.build("simam", c=4)(x), formula(x.double(), 1e-4))
 
 
-def test_has_no_state_and_counts_nothing() -> None:
+def test_it_has_no_state_and_no_multiply_adds() -> None:
     block = attnzoo.from_upstream("simam", {}, c=16)
     assert not block.state_dict()
     assert block.macs(attnzoo.InputSize(3, 1, 5, 7)) == 0
@@ -57,6 +57,6 @@ def test_has_no_state_and_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("e_lambda", [0, -1.0, 1e-300])
-def test_refuses_what_float32_divides_zero_by(e_lambda: float) -> None:
+def test_an_e_lambda_too_small_for_float32_is_refused(e_lambda: float) -> None:
     with pytest.raises(ValueError, match="must be at least 1e-30"):
         attnzoo.build("simam", c=16, e_lambda=e_lambda)

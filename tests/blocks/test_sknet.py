@@ -1,4 +1,4 @@
-"""Selective kernels against timm's module, whose key names and layers are ours."""
+"""Selective kernels against timm's module, which has the same layers and key names."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def theirs(
         split_input=False,
     )
     for i, path in enumerate(module.paths, 1):
-        path.conv.padding = (i, i)  # timm pads strides above 2 by more, off the center
+        path.conv.padding = (i, i)  # timm pads asymmetrically at strides above 2
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5) if "running_var" in name else tensor.normal_(0, 0.5)
@@ -83,7 +83,7 @@ def test_values_below_one_are_refused(key: str) -> None:
         attnzoo.build("sknet", c=32, **{key: 0})
 
 
-def test_one_sample_cannot_train_but_runs() -> None:
+def test_one_sample_is_refused_only_in_training() -> None:
     block = attnzoo.build("sknet", c=32)
     x = torch.randn(1, 32, 6, 6)
     with pytest.raises(
@@ -106,7 +106,9 @@ def test_layers_start_as_torchs_own() -> None:
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_output_lies_in_memory_as_the_input(layout: torch.memory_format, train: bool) -> None:
+def test_the_output_has_the_memory_format_of_the_input(
+    layout: torch.memory_format, train: bool
+) -> None:
     block = attnzoo.build("sknet", c=32).train(train)
     x = torch.randn(2, 32, 6, 5).contiguous(memory_format=layout).requires_grad_()
     y = block(x)

@@ -23,7 +23,7 @@ pytestmark = blocks
 
 
 @pytest.mark.capability("copy")
-def test_copies_and_pickles_are_the_block(name: str) -> None:
+def test_copies_and_pickles_equal_the_block(name: str) -> None:
     _, block, inputs = made(name, ODD)
     wanted = step(block, inputs)
     for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
@@ -32,9 +32,9 @@ def test_copies_and_pickles_are_the_block(name: str) -> None:
 
 
 @pytest.mark.capability("state_dict")
-def test_state_dicts_are_the_block(name: str) -> None:
+def test_state_dicts_restore_the_block(name: str) -> None:
     entry, block, inputs = made(name, ODD, train=True)
-    step(block, inputs)  # running statistics of its own
+    step(block, inputs)  # updates running statistics
     state = block.eval().state_dict()
     file = io.BytesIO()
     torch.save(state, file)
@@ -49,11 +49,11 @@ def test_state_dicts_are_the_block(name: str) -> None:
 @pytest.mark.capability("meta")
 def test_meta_build_materializes(name: str) -> None:
     entry, block, inputs = made(name, ODD)
-    ghost = attnzoo.build(name, **entry.example, device="meta")
-    assert all(t.is_meta for t in (*ghost.parameters(), *ghost.buffers()))
-    torch.use_deterministic_algorithms(True)  # what nobody loads starts as NaN
+    on_meta = attnzoo.build(name, **entry.example, device="meta")
+    assert all(t.is_meta for t in (*on_meta.parameters(), *on_meta.buffers()))
+    torch.use_deterministic_algorithms(True)  # fills memory that is never loaded with NaN
     try:
-        real = ghost.to_empty(device="cpu").eval()
+        real = on_meta.to_empty(device="cpu").eval()
     finally:
         torch.use_deterministic_algorithms(False)
     real.load_state_dict(block.state_dict())
@@ -77,22 +77,22 @@ def test_functional_calls_and_per_sample_gradients(name: str) -> None:
         return [t[0] for t in tensors(_outputs(block, state, batch))]
 
     def loss(state: dict[str, Tensor], sample: Inputs) -> Tensor:
-        return _height(one(state, sample))
+        return _loss(one(state, sample))
 
     assert_close(vmap(one, (None, axes))(state, inputs), wanted)
     if not state:
-        return  # no parameters, no gradients of theirs
+        return  # without parameters there are no gradients to compare
     found = vmap(grad(loss), (None, axes))(state, inputs)
     for i in range(ODD.batch):
         block.zero_grad()
-        _height(call(block, samples(block, inputs, slice(i, i + 1)))).backward()
+        _loss(call(block, samples(block, inputs, slice(i, i + 1)))).backward()
         assert_close(
             {key: value[i] for key, value in found.items()},
             {key: value.grad for key, value in block.named_parameters()},
         )
 
 
-def _height(outputs: Any) -> Tensor:
+def _loss(outputs: Any) -> Tensor:
     return sum((t.sin().sum() for t in tensors(outputs)), torch.zeros(()))
 
 
@@ -105,7 +105,7 @@ def _outputs(block: torch.nn.Module, state: dict[str, Tensor], inputs: Inputs) -
 @pytest.mark.capability("checkpoint")
 def test_checkpointing_changes_nothing(name: str, reentrant: bool, train: bool) -> None:
     _, block, inputs = made(name, ODD, train=train)
-    torch.manual_seed(3)  # dropout is drawn again as it was
+    torch.manual_seed(3)  # the same dropout masks
     wanted = step(block, inputs)
 
     def run(leaves: Inputs) -> Any:

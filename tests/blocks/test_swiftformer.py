@@ -1,4 +1,4 @@
-"""What is special to efficient additive attention."""
+"""Efficient additive attention: its formula, timm's layer, tiny norms and half precision."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -76,7 +76,7 @@ def test_any_leading_axes() -> None:
 
 
 def test_heads_only_widen() -> None:
-    """Two heads are one head of twice the width, but for the last layer's channels out."""
+    """Two heads equal one head of twice the width, except for the last layer's output channels."""
     block = made(c=6, token_dim=4, heads=2, layout="sequence")
     assert {k: tuple(v.shape) for k, v in block.state_dict().items()} == {
         "w_g": (8, 1),
@@ -92,7 +92,7 @@ def test_heads_only_widen() -> None:
 
 
 @pytest.mark.parametrize("proj", ["Proj", "proj"], ids=["authors", "timm and Hugging Face"])
-def test_every_naming_loads(proj: str) -> None:
+def test_the_names_of_all_ports_load(proj: str) -> None:
     block = made(torch.float32, c=6)
     theirs = {
         f"network.2.1.attn.{key.replace('proj.', f'{proj}.')}": value
@@ -123,7 +123,7 @@ def test_half_precision_at_any_size(dtype: torch.dtype, size: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_zero_query_stays_zero(dtype: torch.dtype) -> None:
-    """A vector of no length is divided by 1e-12 and keeps finite gradients, where they fit."""
+    """A zero vector is divided by 1e-12, and its gradients are finite where the dtype allows it."""
     block = made(c=4, layout="sequence")
     with torch.no_grad():
         for layer in (block.to_query, block.to_key):
@@ -143,7 +143,7 @@ def test_zero_query_stays_zero(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("reference", [False, True], ids=["pair", "reference"])
 @pytest.mark.parametrize("short", ["tokens", "scores"])
 def test_vectors_shorter_than_the_authors_eps(short: str, reference: bool) -> None:
-    """They are divided by 1e-12, which is a constant for their gradients."""
+    """They are divided by 1e-12, a constant in the backward pass."""
     block, x = made(c=6, layout="sequence"), torch.randn(2, 5, 6, dtype=torch.float64)
     with torch.no_grad():
         if short == "scores":
@@ -161,7 +161,7 @@ def test_vectors_shorter_than_the_authors_eps(short: str, reference: bool) -> No
 
 
 def test_initial_distributions() -> None:
-    """w_g from N(0, 1), the layers torch's own."""
+    """w_g from N(0, 1), torch's default for the layers."""
     torch.manual_seed(0)
     block = attnzoo.build("swiftformer", 64, heads=16)
     assert_normal(block.w_g, 1.0)
@@ -170,7 +170,7 @@ def test_initial_distributions() -> None:
         assert_uniform(layer.bias, layer.in_features**-0.5)
 
 
-def test_channels_first_or_last_make_no_difference_to_a_large_map() -> None:
+def test_memory_format_does_not_change_results_on_a_large_map() -> None:
     block = made(torch.float32, c=16)
     x = torch.randn(2, 16, 33, 17)
     last = x.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The catalogue under many threads: a registration counts once, building goes on beside it."""
+"""The registry under many threads: registering a name once, and building at the same time."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ THREADS, ROUNDS = 8, 10
 
 @pytest.fixture(autouse=True)
 def _scratch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the catalogue, so that what a test registers is gone afterwards."""
+    """Restores the registry after a test that registers blocks."""
     monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
 
 
@@ -53,14 +53,14 @@ def together(work: Callable[[int], None]) -> list[BaseException]:
 
 
 @pytest.mark.parametrize("attempt", range(ROUNDS))
-def test_one_of_many_registers_a_name(attempt: int) -> None:
+def test_only_one_thread_registers_a_name(attempt: int) -> None:
     classes = [fresh() for _ in range(THREADS)]
     errors = together(lambda i: void(attnzoo.register("contested", layout="image")(classes[i])))
     assert len(errors) == THREADS - 1
     assert all("a block named 'contested' is registered already" in str(e) for e in errors)
     winner = registry.find("contested").cls
     assert sum(cls is winner for cls in classes) == 1
-    for cls in classes:  # the losers' constructors are as they were
+    for cls in classes:  # only the registered class is changed
         assert hasattr(cls.__init__, "checked") == (cls is winner)
 
 
@@ -69,10 +69,10 @@ def test_one_class_under_many_names() -> None:
     assert not together(lambda i: void(attnzoo.register(f"name_{i}", layout="image")(cls)))
     for i in range(THREADS):
         assert attnzoo.build(f"name_{i}", c=4, factor=3).factor == 3.0
-    assert not hasattr(cls.__init__.__wrapped__, "checked")  # once, not once a name
+    assert not hasattr(cls.__init__.__wrapped__, "checked")  # wrapped once, not per name
 
 
-def test_building_goes_on_beside_registering() -> None:
+def test_building_while_other_threads_register() -> None:
     names = sorted(registry._catalogue())[:4]
     built: dict[tuple[int, str], int] = {}
 
@@ -95,7 +95,7 @@ def test_building_goes_on_beside_registering() -> None:
         assert {built[i, name] for i in range(THREADS)} == {form.params}
 
 
-def test_devices_and_dtypes_of_threads_stay_apart() -> None:
+def test_threads_do_not_share_devices_and_dtypes() -> None:
     def work(i: int) -> None:
         device, dtype = (("meta", torch.float16), ("cpu", torch.float64))[i % 2]
         for _ in range(ROUNDS):
@@ -110,7 +110,7 @@ def test_devices_and_dtypes_of_threads_stay_apart() -> None:
     [{"example": {"channels": 4}}, {"example": {"c": "4"}}, {"layout": "features"}, {"layout": 3},
      {"family": "animal"}, {"example": [1]}, {"limits": {"flying": "no"}}, {"inputs": 3}],
 )  # fmt: skip
-def test_a_failed_registration_leaves_no_trace(options: dict[str, object]) -> None:
+def test_a_failed_registration_changes_nothing(options: dict[str, object]) -> None:
     cls, before = fresh(), dict(registry._catalogue())
     init = cls.__init__
     with pytest.raises((ValueError, TypeError)) as caught:
@@ -123,4 +123,4 @@ def test_a_failed_registration_leaves_no_trace(options: dict[str, object]) -> No
 
 
 def void(_: object) -> None:
-    """Drop the value."""
+    """Discard the value."""

@@ -1,4 +1,4 @@
-"""Trend-aware attention against a plain transcription, and what its modes can and cannot see."""
+"""Trend-aware attention against its formula, and which steps each mode depends on."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def series(*lead: int, steps: int = T) -> Tensor:
 
 
 def convolved(conv: nn.Conv1d, x: Tensor, causal: bool, segments: tuple[int, ...]) -> Tensor:
-    """Step by step: the sum over the kernel's steps that lie within the segment."""
+    """Step by step: the sum over the kernel's steps within the segment."""
     k = conv.weight.shape[2]
     out, start = [], 0
     for length in segments:
@@ -140,18 +140,18 @@ def seen(block: nn.Module, *, of: str = "all") -> Tensor:
     ("mode", "kernel_size"),
     [("causal", 1), ("causal", 3), ("causal", 7), ("centered", 1), ("causal_query", 1)],
 )
-def test_with_the_mask_no_later_step_is_seen(mode: str, kernel_size: int) -> None:
+def test_with_the_mask_no_output_depends_on_a_later_step(mode: str, kernel_size: int) -> None:
     block = built(mode=mode, causal=True, kernel_size=kernel_size)
     assert torch.equal(seen(block), torch.ones(T, T).tril().bool())
 
 
-def test_causal_mode_without_the_mask_still_sees_later_steps() -> None:
+def test_causal_mode_without_the_mask_depends_on_later_steps() -> None:
     assert seen(built(mode="causal")).all()
 
 
 @pytest.mark.parametrize("mode", ["causal", "causal_query"])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_causal_queries_see_their_past_alone(mode: str, kernel_size: int) -> None:
+def test_causal_queries_depend_only_on_earlier_steps(mode: str, kernel_size: int) -> None:
     found = seen(built(mode=mode, kernel_size=kernel_size), of="query")
     wanted = torch.ones(T, T).tril().triu(1 - kernel_size).bool()
     assert torch.equal(found, wanted)
@@ -159,17 +159,17 @@ def test_causal_queries_see_their_past_alone(mode: str, kernel_size: int) -> Non
 
 def test_centered_convolutions_would_leak_through_the_mask() -> None:
     block = built()
-    block.causal = True  # what the constructor refuses
+    block.causal = True  # which the constructor refuses
     found = seen(block)
     wanted = torch.ones(T, T).tril(1).bool()
-    wanted[0, 1] = False  # the first step has one key alone, whose weight is 1 whatever it holds
+    wanted[0, 1] = False  # the first step has a single key, whose weight is always 1
     assert torch.equal(found, wanted)
     for mode in ("centered", "causal_query"):
         with pytest.raises(ValueError, match=r"would not be causal.*mode='causal'"):
             built(mode=mode, causal=True)
 
 
-def test_segments_are_not_looked_across() -> None:
+def test_convolutions_do_not_cross_segments() -> None:
     x, y = series(2), series(2)
     y[:, 4:] = x[:, 4:]
     block = built(segments=[4, 5], kernel_size=5)
@@ -195,7 +195,7 @@ def test_dropout_is_on_the_weights() -> None:
 
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_initial_distributions(kernel_size: int) -> None:
-    """Xavier's uniform weights in all four layers, torch's own biases."""
+    """Xavier's uniform weights in all four layers, torch's default biases."""
     torch.manual_seed(0)
     block = attnzoo.build("trend_aware", 96, kernel_size=kernel_size)
     for layer in (block.query, block.key, block.value, block.out):
@@ -228,12 +228,12 @@ def test_scores_do_not_overflow_in_half_precision() -> None:
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],
 )
-def test_bad_options_are_refused(config: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         built(**config)
 
 
-def test_bad_calls_are_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     x, short = series(2), series(2, steps=5)
     with pytest.raises(ValueError, match="value has 5 steps, key 9"):
         built()(x, x, short)

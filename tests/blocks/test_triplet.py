@@ -1,4 +1,4 @@
-"""Triplet attention against a transcription of the authors' formulas, and what is special to it."""
+"""Triplet attention against the authors' formulas: ties, namings, copies of x, large inputs."""
 
 import copy
 from typing import Any
@@ -42,7 +42,7 @@ def test_equals_the_authors_formulas(
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
-def test_one_index_takes_the_gradient_of_a_tie(plain: bool) -> None:
+def test_one_index_gets_the_gradient_of_a_tie(plain: bool) -> None:
     _, block, inputs = made("triplet", attnzoo.InputSize(height=57, width=80), torch.float64, c=16)
     x = inputs["x"].round().relu()  # many ties, whole rows, columns and pixels of zeros among them
     x[:, 3], x[:, :, 2], x[..., 4] = 0, 0, 0
@@ -71,7 +71,7 @@ OLD_NAMES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatia
 
 
 class Copies(TorchDispatchMode):
-    """Lists the operations that copy a tensor of `size` elements."""
+    """Records the operations that copy a tensor of `size` elements."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Copies(TorchDispatchMode):
         return result
 
 
-def test_the_input_is_neither_copied_nor_kept_again() -> None:
+def test_the_input_is_neither_copied_nor_saved_again() -> None:
     _, block, inputs = made("triplet", attnzoo.InputSize(height=48, width=40), train=True)
     x = inputs["x"].requires_grad_()
     with Copies(x.numel()) as copies:
@@ -106,7 +106,7 @@ def test_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
     assert grad.isfinite().all()
 
 
-def test_channels_are_free_and_their_order_counts() -> None:
+def test_any_number_of_channels_works_and_their_order_matters() -> None:
     _, block, inputs = made("triplet")
     x = inputs["x"]
     assert block(x[:, :5]).shape == (2, 5, 14, 14)

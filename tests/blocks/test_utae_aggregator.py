@@ -55,7 +55,7 @@ def made(size: tuple[int, int], low: tuple[int, int], heads: int = 2) -> tuple[T
     return x, attn
 
 
-# larger, of another ratio, equal, smaller, larger along one axis alone; 1, and what is cut off
+# larger, of another ratio, equal, smaller, larger along one axis only; 1, and partial cells
 SIZES = [
     ((8, 6), (4, 3)), ((9, 16), (4, 8)), ((4, 16), (2, 8)), ((5, 3), (5, 3)),
     ((2, 3), (4, 6)), ((8, 2), (4, 4)), ((1, 1), (3, 2)), ((2, 2), (5, 5)), ((1, 9), (1, 5)),
@@ -75,13 +75,13 @@ def test_equals_the_formula(
     found = block(x, attn, key_padding_mask=padded if padding else None)
     assert_close(found, formula(x, attn, padded if padding else None, mode))
     if padding:
-        assert not found[2].any()  # a sample of padding alone
+        assert not found[2].any()  # a fully padded sample
         x[padded] = 1e6
         assert_close(block(x, attn, key_padding_mask=padded), found)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_padded_sample_gives_what_it_gives_alone(mode: str) -> None:
+def test_a_padded_sample_does_not_depend_on_the_batch(mode: str) -> None:
     x, attn = made((8, 6), (4, 3))
     padded = torch.tensor([False, False, True, True]).expand(3, 4)
     block = attnzoo.build("utae_aggregator", mode=mode)
@@ -91,7 +91,7 @@ def test_a_padded_sample_gives_what_it_gives_alone(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_reach_what_acts(mode: str) -> None:
+def test_gradients_reach_the_inputs_that_are_used(mode: str) -> None:
     x, attn = (t[:1, :2].requires_grad_() for t in made((4, 3), (2, 3)))
     attn = attn[:, :1, :2].detach().requires_grad_()
     mask = torch.tensor([[False, True]])
@@ -116,7 +116,7 @@ def test_the_dtype_is_kept_with_and_without_padding() -> None:
             assert block(x, attn, key_padding_mask=mask).dtype == torch.bfloat16
 
 
-def test_uniform_weights_stay_uniform_over_resizing() -> None:
+def test_resizing_preserves_uniform_weights() -> None:
     weights = torch.full((2, 5, 3, 4), 0.2, dtype=torch.float64)
     for size in ((7, 9), (3, 2), (1, 8)):
         assert_close(resize(weights, *size), torch.full((2, 5, *size), 0.2, dtype=torch.float64))

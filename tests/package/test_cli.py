@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line: output, exit status and errors."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def run(*words: str) -> int:
         return int(str(stop.code))
 
 
-def test_no_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
     assert "attnzoo bench se cbam" in capsys.readouterr().out
 
@@ -39,7 +39,7 @@ def test_list_has_every_block(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", attnzoo.names())
-def test_show_tells_everything(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_every_section(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show", name) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{name}(")
@@ -110,7 +110,7 @@ def test_one_failing_block_leaves_the_others(
         (["explode"], "invalid choice: 'explode'"),
     ],
 )
-def test_misuse_is_explained(
+def test_invalid_usage_is_explained(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*words) in (1, 2)

@@ -1,4 +1,4 @@
-"""The one rule of closeness: whole tensors, relative to their size, and nothing slips through."""
+"""Relative errors of whole tensors, and the assertion that uses them."""
 
 import math
 
@@ -28,27 +28,27 @@ def test_the_root_mean_square_averages() -> None:
     assert errors["x"] == pytest.approx(0.5 / 5)
 
 
-def test_a_tensor_of_rounding_is_relative_to_the_largest_of_its_group() -> None:
+def test_tiny_tensors_are_relative_to_the_largest_of_their_group() -> None:
     found = {"large": WANTED["large"], "zero": torch.full((2,), 1e-6)}
     assert relative_errors(found, WANTED)["zero"] == pytest.approx(1e-6 / 4e-3)
     assert relative_errors({"zero": found["zero"]}, {"zero": WANTED["zero"]})["zero"] > 1e20
 
 
-def test_noise_stands_in_for_a_smaller_size() -> None:
+def test_noise_replaces_a_smaller_scale() -> None:
     found, wanted = {"x": torch.tensor([1.5])}, {"x": torch.tensor([1.0])}
     assert relative_errors(found, wanted, noise={"x": 5.0})["x"] == pytest.approx(0.1)
     assert relative_errors(found, wanted, noise={"x": 0.1})["x"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_infinitely_far(bad: float) -> None:
+def test_non_finite_tensors_have_an_infinite_error(bad: float) -> None:
     good, spoiled = torch.tensor([1.0, 2.0]), torch.tensor([1.0, bad])
     assert error(spoiled, good) == error(good, spoiled) == error(spoiled, spoiled) == math.inf
     other = relative_errors({"a": good, "b": good + 1}, {"a": spoiled, "b": good})
     assert other == {"a": math.inf, "b": 0.5}, "and it hides no other error of its group"
 
 
-def test_what_is_absent_or_misshapen_is_infinitely_far() -> None:
+def test_absent_and_misshaped_tensors_have_an_infinite_error() -> None:
     x = torch.ones(2, 3)
     assert error(None, x) == error(x, None) == error(x.mT, x) == error(x[:1], x) == math.inf
     assert differences({"x": None}, {"x": None}) == {}

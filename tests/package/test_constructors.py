@@ -1,4 +1,4 @@
-"""A class called directly refuses what `build` refuses, in the same words."""
+"""Calling a class directly raises the same errors as `build`."""
 
 import copy
 import inspect
@@ -41,7 +41,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "config", "match"), REFUSED)
-def test_class_and_build_refuse_alike(name: str, config: dict[str, object], match: str) -> None:
+def test_class_and_build_raise_the_same_errors(
+    name: str, config: dict[str, object], match: str
+) -> None:
     with pytest.raises((ValueError, TypeError), match=match) as by_name:
         attnzoo.build(name, **config)
     with pytest.raises((ValueError, TypeError), match=match) as by_class:
@@ -51,7 +53,7 @@ def test_class_and_build_refuse_alike(name: str, config: dict[str, object], matc
 
 
 @blocks
-def test_the_class_is_as_it_was(name: str) -> None:
+def test_the_checked_class_keeps_its_signature_and_can_be_subclassed(name: str) -> None:
     cls, example = find(name).cls, dict(find(name).example)
     assert next(iter(inspect.signature(cls).parameters)) in ("c", "sizes")
     assert inspect.signature(cls.__init__).parameters["self"]
@@ -82,13 +84,13 @@ def test_huge_blocks_can_be_counted_on_meta() -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8, "float32", 3, np.ones(2)]
 )
-def test_dtypes_of_no_arithmetic_are_refused(dtype: object) -> None:
+def test_unsupported_dtypes_are_refused(dtype: object) -> None:
     with pytest.raises(ValueError, match=r"dtype=.* must be a floating torch\.dtype: torch\.float"):
         attnzoo.build("se", 16, dtype=dtype)
 
 
-def test_widest_reach_is_no_larger_than_the_series() -> None:
-    """A dilation or a span beyond the series takes no memory, and means all of it."""
+def test_spans_beyond_the_series_take_no_memory() -> None:
+    """A dilation or span beyond the series takes no memory and covers the whole series."""
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     for name, key, base in (
         ("dilated_inception", "dilation", {}),
@@ -114,7 +116,7 @@ def wide_and_deep(value: object = 0) -> object:
 
 
 class Mute:
-    """Has no repr."""
+    """An object whose repr raises."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
@@ -126,7 +128,7 @@ UNSPEAKABLE = [
 
 
 @pytest.mark.parametrize("value", UNSPEAKABLE, ids=lambda value: type(value).__name__)
-def test_values_without_a_short_repr_are_refused_in_few_words(value: object) -> None:
+def test_errors_about_values_with_a_long_repr_are_short(value: object) -> None:
     for match, call in (
         ("c=", lambda: attnzoo.build("se", value)),
         ("device=", lambda: attnzoo.build("se", 16, device=value)),
@@ -140,7 +142,7 @@ def test_values_without_a_short_repr_are_refused_in_few_words(value: object) -> 
 
 
 @pytest.mark.parametrize("device", ["mps", "hpu", "cuda:99", "nowhere", 10**30])
-def test_devices_that_are_not_here_are_refused(device: object) -> None:
+def test_unavailable_devices_are_refused(device: object) -> None:
     with pytest.raises(ValueError, match=r"device=.* cannot be used here") as caught:
         attnzoo.build("se", 16, device=device)
     assert len(str(caught.value)) < 300
@@ -149,13 +151,13 @@ def test_devices_that_are_not_here_are_refused(device: object) -> None:
 @pytest.mark.parametrize(
     ("name", "key"), [("ct_msa", "depth"), ("pyraformer", "n_layers"), ("sknet", "branches")]
 )
-def test_layers_that_would_take_hours_to_build_are_refused(name: str, key: str) -> None:
+def test_too_many_layers_are_refused(name: str, key: str) -> None:
     config = {"groups": 1} if name == "sknet" else {"heads": 1}
     with pytest.raises(ValueError, match=f"{key}=100000 must be .*at most 1000"):
         attnzoo.build(name, 4, **config, **{key: 100_000})
 
 
-def test_states_of_a_stream_are_checked() -> None:
+def test_mamba_states_are_checked() -> None:
     block = attnzoo.build("mamba", 8)
     x, good = torch.randn(2, 8), attnzoo.build("mamba", 8).initial_state(2)
     for bad, match in (

@@ -1,4 +1,4 @@
-"""The package as a whole: its surface, its import, its files, and the documents' code."""
+"""The package as a whole: its public names, import time, files, and the code in its documents."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ ROOMS = {
 FILES = sorted(name for files in ROOMS.values() for name in files)
 
 
-def test_public_names_are_sorted_and_there() -> None:
+def test_public_names_are_sorted_and_exist() -> None:
     assert attnzoo.__all__ == sorted(attnzoo.__all__)
     assert all(hasattr(attnzoo, name) for name in attnzoo.__all__)
 
@@ -40,8 +40,8 @@ def test_reference_vectors_belong_to_something() -> None:
         assert owner in FILES or hasattr(attnzoo, owner), path.name
 
 
-def test_import_is_lean_and_quick() -> None:
-    """In a fresh process: under 0.1 s on top of torch, of CPU time, which no neighbor inflates.
+def test_import_is_fast_and_loads_no_blocks() -> None:
+    """In a new process: less than 0.1 s more CPU time than importing torch.
 
     About 0.03 s where Python keeps no compiled files, as here, and less where it does.
     """
@@ -72,7 +72,7 @@ def fences(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/adding-a-block.md", "docs/insert.md"])
-def test_documents_run_as_printed(path: str) -> None:
+def test_code_in_documents_prints_what_it_says(path: str) -> None:
     code = "\n".join(fences(ROOT / path))
     assert "attnzoo." in code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -86,8 +86,8 @@ def test_readme_shows_code_by_line_20() -> None:
     assert any("attnzoo.build(" in line for line in early)
 
 
-def test_version_is_the_changelogs() -> None:
-    """The newest that the changelog has released; before any release the first there will be."""
+def test_version_equals_the_changelogs() -> None:
+    """The newest released version in the changelog or, before any release, the first."""
     text = (ROOT / "CHANGELOG.md").read_text()
     versions = [v for v in re.findall(r"^## \[(.+?)\]", text, re.MULTILINE) if v != "Unreleased"]
     assert attnzoo.__version__ == (versions[0] if versions else "0.1.0")

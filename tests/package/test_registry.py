@@ -1,4 +1,4 @@
-"""The catalogue: names, filters, descriptions, building, and errors a newcomer can act on."""
+"""The registry: names, filters, descriptions, building, and helpful errors."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from attnzoo import capabilities, registry
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the catalogue, so that what a test registers is gone afterwards."""
+    """Restores the registry after a test that registers blocks."""
     monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
 
 
@@ -65,7 +65,7 @@ def test_misspelt_keyword_shows_the_signature() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, -3, 1.5, "64", None, True, float("nan"), [64]])
-def test_bad_channels_are_refused(bad: object) -> None:
+def test_invalid_channels_are_refused(bad: object) -> None:
     for name in attnzoo.names():
         entry = registry.find(name)
         c = entry.signature.parameters.get("c")
@@ -74,7 +74,7 @@ def test_bad_channels_are_refused(bad: object) -> None:
                 attnzoo.build(name, **{**entry.example, "c": bad})
 
 
-def test_values_are_held_to_their_annotations(scratch: None) -> None:
+def test_values_are_checked_against_annotations(scratch: None) -> None:
     enter()
     assert attnzoo.build("twice", c=4, factors=[1, 2]).factors == (1, 2)
     assert attnzoo.build("twice", c=4, shift=1).shift == 1.0
@@ -86,7 +86,7 @@ def test_values_are_held_to_their_annotations(scratch: None) -> None:
         attnzoo.build("twice", c=4, factors=3)
 
 
-def test_build_places_and_casts() -> None:
+def test_build_sets_device_and_dtype() -> None:
     block = attnzoo.build("se", 64, device="meta", dtype=torch.float16)
     assert all(p.is_meta and p.dtype == torch.float16 for p in block.parameters())
     assert attnzoo.build("se", 64, device=None, dtype=None).fc1.weight.dtype == torch.float32
@@ -129,7 +129,7 @@ def test_describe_is_a_typed_record() -> None:
     json.dumps(record.defaults | record.example)
 
 
-def test_registering_a_block_of_ones_own(scratch: None) -> None:
+def test_registering_a_users_block(scratch: None) -> None:
     cls = enter(limits={"compile": "it was never tried"})
     assert cls is Twice
     assert "twice" in attnzoo.names()
@@ -149,7 +149,7 @@ def test_a_name_and_a_layout_are_enough(scratch: None) -> None:
     assert attnzoo.measure("bare", min_time=0.01).macs == 0
 
 
-def test_registration_refuses_what_cannot_work(scratch: None) -> None:
+def test_invalid_registrations_are_refused(scratch: None) -> None:
     with pytest.raises(ValueError, match="lower-case"):
         enter("Twice")
     with pytest.raises(ValueError, match="the example of 'twice' does not fit"):

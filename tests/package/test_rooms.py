@@ -1,6 +1,6 @@
-"""The package's rooms: imports run one way, and private symbols of torch stay in one file.
+"""The subpackages: imports run in one direction, and one file uses private symbols of torch.
 
-The one way round is the registry's: it loads the blocks by name when someone first asks for one.
+The only exception is the registry, which imports the blocks by name on the first request for one.
 """
 
 import ast
@@ -14,7 +14,7 @@ from torch import nn
 
 PACKAGE = Path(__file__).parents[2] / "attnzoo"
 
-# A room may import those below it.
+# The subpackages, here called rooms; each may import only those below it.
 ROOMS = [
     "__main__",
     "cli",
@@ -41,7 +41,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 
 def room_of(module: str) -> str:
-    """`attnzoo.blocks.se` stands in `blocks`."""
+    """The subpackage of a module: `blocks` for `attnzoo.blocks.se`."""
     return [*module.split("."), "__init__"][1]
 
 
@@ -51,9 +51,9 @@ def dotted(file: Path) -> str:
 
 
 def imported(file: Path, tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Every module of the package that a file imports, at any depth, with the line.
+    """Every module of the package that a file imports, also inside functions, with the line.
 
-    Imports for type checkers alone never run and are left out.
+    Imports for type checkers never run and are left out.
     """
     package = dotted(file).split(".")
     if file.name != "__init__.py":
@@ -79,7 +79,7 @@ def imported(file: Path, tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def existing(name: str) -> str:
-    """The module that an imported name is, or is in."""
+    """The module that an imported name is, or is defined in."""
     parts = name.split(".")
     while len(parts) > 1:
         file = Path(*parts[1:])
@@ -89,7 +89,7 @@ def existing(name: str) -> str:
     return "attnzoo"
 
 
-def test_every_file_stands_in_a_room() -> None:
+def test_every_file_is_in_a_listed_subpackage() -> None:
     assert {room_of(dotted(file)) for file in FILES} <= set(ROOMS)
 
 
@@ -97,7 +97,7 @@ def test_every_file_stands_in_a_room() -> None:
 def test_imports_run_one_way(file: Path) -> None:
     own = room_of(dotted(file))
     wrong = [
-        f"{file}:{line} imports {name}; {own} stands below {other}"
+        f"{file}:{line} imports {name}; {own} is below {other}"
         for name, line in imported(file, TREES[file])
         for other in [room_of(existing(name))]
         if ROOMS.index(other) < ROOMS.index(own) and name != "attnzoo.__version__"
@@ -123,9 +123,9 @@ def own_names() -> set[str]:
     return {name for name in found if private(name)}
 
 
-NAMEDTUPLES = {"_fields", "_asdict", "_replace"}  # public, for all their looks
+NAMEDTUPLES = {"_fields", "_asdict", "_replace"}  # public despite the underscore
 OURS = own_names() | NAMEDTUPLES | {"_torch"}
-# What modules, tensors and functions of torch have beside what is documented.
+# Undocumented attributes of torch's modules, tensors and functions.
 MEMBERS = {
     name
     for thing in (nn.Module(), torch.empty(0), torch.autograd.Function)
@@ -161,7 +161,7 @@ def private_symbols(tree: ast.Module) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("file", [f for f in FILES if f.name != "_torch.py"], ids=str)
 def test_private_symbols_of_torch_stay_in_one_file(file: Path) -> None:
     found = [f"{file}:{line} {name}" for name, line in private_symbols(TREES[file])]
-    assert not found, "attnzoo/_torch.py is their place: " + ", ".join(found)
+    assert not found, "private symbols belong in attnzoo/_torch.py: " + ", ".join(found)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_private_symbols_of_torch_stay_in_one_file(file: Path) -> None:
         "class A(nn.Module):\n    def _apply(self, fn): ...",
     ],
 )
-def test_private_symbols_are_seen(line: str) -> None:
+def test_private_symbols_are_found(line: str) -> None:
     assert list(private_symbols(ast.parse(line)))
 
 

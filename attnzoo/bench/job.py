@@ -78,28 +78,26 @@ def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
     if layout == "sequence" and "length" in entry.signature.parameters and "length" not in taken:
         steps = settings.applied_to(entry, SIZES[layout]).steps  # a length is one of time steps
         configs = [*({**config, "length": steps} for config in configs), own]
-    return _first_legal(entry, configs, layout, settings)
+    return _first_legal(entry, configs, settings)
 
 
 def configured_job(
     name: str, args: tuple[Any, ...], config: Mapping[str, Any], settings: Settings
 ) -> Job:
     """A block with a config, at its layout's common size or, where it refuses that, its own."""
-    entry = find(name)
-    bound = entry.bind(*args, **config)
-    return _first_legal(entry, [bound], bound.get("layout", entry.layouts[0]), settings)
+    bound = find(name).bind(*args, **config)
+    return _first_legal(find(name), [bound], settings)
 
 
-def _first_legal(
-    entry: Entry, configs: list[dict[str, Any]], layout: str, settings: Settings
-) -> Job:
-    own = settings.applied_to(entry, entry.input_size)
-    tried = [(configs[-1], own)]
-    if layout in SIZES:
-        at = settings.applied_to(entry, SIZES[layout])
-        tried = [*((config, at) for config in configs), *tried]
-    config, at = next((pair for pair in tried if _runs(entry, *pair)), tried[-1])
-    return Job(block=entry.name, config=config, at=at, settings=settings)
+def _first_legal(entry: Entry, configs: list[dict[str, Any]], settings: Settings) -> Job:
+    """The first config that runs at the layout's size; else the last at the block's own size."""
+    layout = configs[-1].get("layout", entry.layouts[0])
+    at, own = SIZES.get(layout, entry.input_size), (configs[-1], entry.input_size)
+    tried = [
+        (c, settings.applied_to(entry, size)) for c, size in (*((c, at) for c in configs), own)
+    ]
+    config, chosen = next((pair for pair in tried if _runs(entry, *pair)), tried[-1])
+    return Job(block=entry.name, config=config, at=chosen, settings=settings)
 
 
 def _runs(entry: Entry, config: Mapping[str, Any], at: InputSize) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -85,20 +85,25 @@ def latencies(bound: passes.Passes, settings: Settings) -> dict[str, Any]:
         kinds: dict[str, cuda.Kind] = {"": "wall"}
         if name != "train_forward":
             kinds |= {"_device": "device", "_cold": "cold"}
-        with one.ready() as step:
-            for end, kind in kinds.items():
-                taken: Latency | None = None
-                if clocks is not None and (kind != "cold" or settings.cold):
-                    device, seconds = settings.device, settings.min_time
-                    taken = cuda.latency(step, device, seconds, kind, clocks)
-                elif clocks is None and kind == "wall":
-                    taken = clock.latency(step, settings.min_time)
-                found[f"latency_{name}{end}"] = taken
+        for end, kind in kinds.items():
+            with one.ready() as step:
+                found[f"latency_{name}{end}"] = _latency(step, kind, settings, clocks)
     return {
         **found,
         "sm_clock_mhz": clocks.mhz if clocks else None,
         "throttle": clocks.throttle if clocks else None,
     }
+
+
+def _latency(
+    step: Callable[[], Any], kind: cuda.Kind, settings: Settings, clocks: cuda.Clocks | None
+) -> Latency | None:
+    """One latency of a pass; None where the device has no such kind, or it was not asked for."""
+    if clocks is None:
+        return clock.latency(step, settings.min_time) if kind == "wall" else None
+    if kind == "cold" and not settings.cold:
+        return None
+    return cuda.latency(step, settings.device, settings.min_time, kind, clocks)
 
 
 def load() -> float:

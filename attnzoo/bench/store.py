@@ -53,7 +53,7 @@ def load(path: Path) -> list[Result]:
     whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
     try:
         items = [text] if text.lstrip()[:1] == "[" else whole.splitlines()
-        values = [json.loads(item, parse_constant=_no_constant) for item in items]
+        values = [json.loads(item) for item in items]
         rows = [row for value in values for row in (value if isinstance(value, list) else [value])]
         return [from_json(dict(row)) for row in rows]
     except (TypeError, ValueError, RecursionError) as error:
@@ -145,7 +145,3 @@ def _line(row: Result) -> bytes:
 
 def _kind(known: Mapping[str, Any]) -> str:
     return str(known.get("device", "")).split(":")[0]
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

@@ -115,6 +115,29 @@ def test_sweeps_make_every_combination(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(jobs) == 8
 
 
+def test_progress_names_the_block_and_its_place() -> None:
+    jobs, said = [job.example_job(name, {}, Settings()) for name in ("se", "eca")], []
+    found, _ = runner.run_all(
+        jobs, None, runner.Ranks(), lambda one: one.failed("why"), False, said.append
+    )
+    assert said == ["se (1 of 2)", "eca (2 of 2)", ""]
+    assert [row.block for row in found] == ["se", "eca"]
+
+
+def test_layout_and_family_choose_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[job.Job] = []
+    monkeypatch.setattr(runner, "run_all", lambda those, *_: jobs.extend(those) or ([], ""))
+    assert cli.main(["bench", "--layout", "image", "--family", "channel"]) == 0
+    assert [one.block for one in jobs] == attnzoo.names(layout="image", family="channel")
+    assert len(jobs) > 3
+
+
+def test_each_rank_has_a_device_of_its_own() -> None:
+    assert runner.Ranks(1, 2, 1).device("cuda") == "cuda:1"
+    assert runner.Ranks(1, 2, 1).device("cpu") == "cpu"
+    assert runner.Ranks().device("cuda") == "cuda"
+
+
 def test_the_command_writes_resumes_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

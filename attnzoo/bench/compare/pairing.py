@@ -14,16 +14,8 @@ MACHINE = ("device", "device_name", "threads", "torch", "python")  # alike, or n
 SETTINGS = ("dtype", "autocast", "channels_last", "mode")
 TIMES = ("latency_forward_ms", "latency_training_ms")
 MEMORY = ("memory_saved_bytes", "memory_peak_bytes")
-COUNTS = (
-    "params",
-    "macs",
-    "macs_executed",
-    "macs_executed_training",
-    "elementwise",
-    "elementwise_training",
-    "bytes_forward",
-    "bytes_training",
-)
+COUNTS = ("params", "macs", "macs_executed", "elementwise", "bytes_forward", "bytes_training")
+TRAINING = ("macs_executed_training", "elementwise_training")
 
 
 def compare(
@@ -85,7 +77,7 @@ def _changes(
         return
     before, after = a.to_json(), b.to_json()
     name = label(before, rows)
-    for quantity in (*TIMES, *MEMORY, *COUNTS):
+    for quantity in (*TIMES, *MEMORY, *COUNTS, *TRAINING):
         x, y = before[quantity], after[quantity]
         if x is None or y is None:
             verdict = "same" if x == y else "added" if x is None else "gone"

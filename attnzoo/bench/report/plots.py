@@ -6,7 +6,6 @@ matplotlib settings, so the same rows give the same SVG, byte for byte.
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 INK = "#1b1b1c"  # of text and axes; a page puts its own in its place
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f")
 STYLE = {
+    "axes.prop_cycle": "cycler(ls=['-', '--', ':']) * cycler(color=['#0072b2', '#d55e00', "
+    "'#009e73', '#cc79a7', '#b8860b', '#56b4e9', '#7f7f7f'])",
     "svg.hashsalt": "attnzoo",
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
@@ -116,11 +116,11 @@ def batch(row: PlainRow) -> int:
 def _against(chart: Chart, rows: Sequence[PlainRow]) -> "Figure":
     """The rows' points, hollow where a time was reached once only, and the machines' roofs."""
     figure, axes = _axes(chart.title, chart.x_title, chart.y_title, len(rows))
-    for color, layout in zip(COLORS, sorted({row["layout"] for row in rows}), strict=False):
+    for i, layout in enumerate(sorted({row["layout"] for row in rows})):
         same = [row for row in rows if row["layout"] == layout]
-        fills = [color if row["latency_forward_settled"] else "white" for row in same]
+        fills = [f"C{i}" if row["latency_forward_settled"] else "white" for row in same]
         points = [chart.x(row) for row in same], [chart.y(row) for row in same]
-        axes.scatter(*points, s=25, edgecolors=color, facecolors=fills, label=layout)
+        axes.scatter(*points, s=25, edgecolors=f"C{i}", facecolors=fills, label=layout)
     (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     xs = [low * (high / low) ** (i / 50) for i in range(51)]
     machines = dict.fromkeys((row["device"], row["dtype"]) for row in rows)
@@ -146,11 +146,11 @@ def _against(chart: Chart, rows: Sequence[PlainRow]) -> "Figure":
 def _scaling(key: str, swept: Sequence[Line]) -> "Figure":
     figure, axes = _axes(f"Scaling with {key}", key, "forward pass, ms", len(swept))
     everyone = [line.rows[0] for line in swept]
-    for (style, color), line in zip(cycle(product(("-", "--", ":"), COLORS)), swept, strict=False):
+    for line in swept:
         times = [row["latency_forward_ms"] for row in line.rows]
         name = label(line.rows[0], everyone).replace("$", r"\$")
         text = f"{name} ~ {key}^{growth(line.values, times).exponent:.2f}"
-        axes.plot(line.values, times, marker="o", ms=3, color=color, ls=style, label=text)
+        axes.plot(line.values, times, marker="o", ms=3, label=text)
     ticks = sorted({value for line in swept for value in line.values})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

@@ -241,7 +241,7 @@ def register(
         example: the constructor arguments for tests, benchmark and documents; default: `c=64`.
         input_size: size of the example input.
         inputs: `inputs(random, size, config)` gives the forward call's arguments by name, for
-            layouts whose input does not follow from `c` and the size alone.
+            layouts whose input is not determined by `c` and the size.
         upstream: maps of the authors' module paths to ours, one for each naming in use.
         known_variants: widely used modules of the same name that compute something else.
         limits: capabilities that the block does not have, each with the reason (see

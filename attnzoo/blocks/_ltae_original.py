@@ -79,13 +79,13 @@ def encode(
     steps = x.shape[1]
     if positions is not None:
         raise ValueError(
-            "positions is for variant='2d'; variant='original' has a table of its own, made "
-            "from the positions= of the constructor"
+            "positions is for variant='2d'; variant='original' has a table of its own, built "
+            "from the constructor's positions=: leave it out of the call"
         )
     length = len(codes) if inconv_norm is None else inconv_norm.normalized_shape[1]
     if steps > length or (inconv_norm is not None and steps < length):
         takes = f"{length} at most" if inconv_norm is None else f"length={length}"
-        raise ValueError(f"x has {steps} steps; this variant='original' takes {takes}")
+        raise ValueError(f"x has {steps} steps; this block, variant='original', takes {takes}")
     e: Tensor = in_norm(downcast(x.permute(0, 3, 1, 2), codes)).mT  # B P C T
     if inconv is not None and inconv_norm is not None:
         dense = inconv_norm(inconv(e.flatten(0, 1)))

@@ -228,7 +228,7 @@ def _refuse(variant: str, sr_ratio: int, layout: str) -> None:
     if variant == "deit" and layout != "sequence":
         raise ValueError(
             f"layout={layout!r} must be 'sequence' for variant='deit', whose class token comes "
-            "first; an image without one takes variant='swin', the same but for that token"
+            "first; an image without one takes variant='swin', which has no class token"
         )
 
 

@@ -33,16 +33,16 @@ class CARAFE(nn.Module):
 
     Args:
         c: channels in and out.
-        scale: how many times as high and wide the result is.
+        scale: factor of height and width.
         kernel: side of the window that is reassembled.
-        groups: groups of channels with weights of their own; must divide `c`.
+        groups: groups of channels with separate weights; must divide `c`.
         encoder_kernel: side of the convolution that predicts the weights.
         encoder_dilation: its dilation.
         compressed: channels that the weights are predicted from.
 
     Raises:
         ValueError: `groups` does not divide `c`, or an even `encoder_kernel` with an odd
-            `encoder_dilation`, which no padding centers.
+            `encoder_dilation`, which cannot be padded symmetrically.
     """
 
     def __init__(

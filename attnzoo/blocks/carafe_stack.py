@@ -17,7 +17,7 @@ from .carafe import CARAFE, inputs
 
 
 class CARAFEStack(nn.Module):
-    """Four doublings of `source` (B, C, h, w).
+    """Four upsamplings of `source` (B, C, h, w) by 2.
 
     Args:
         c: channels in and out.

@@ -32,7 +32,7 @@ from ..validation.types import Count, Depth, NonNegative, Rate, Width
 def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(d)) v within windows of time: (N, T, 3C) to (N, T, C).
 
-    The last window may be shorter; half precision has its scores in float32.
+    The last window may be shorter; scores of half precision are computed in float32.
     """
     n, steps, width = qkv.shape
     count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
@@ -60,17 +60,17 @@ class CTMSA(nn.Module):
     Args:
         c: channels in and out.
         heads: attention heads; must divide `c`.
-        window: steps of a window; 0 takes all of T.
-        causal: whether a step sees no later one.
-        length: most steps of an input, each with a learned position.
+        window: steps of a window; 0 for all of T.
+        causal: whether steps attend only to themselves and earlier ones.
+        length: the largest number of steps; each has a learned position.
         mlp_dim: hidden width of the MLP; `2 * c` by default.
         depth: layers of attention and MLP; the positions are added once.
         dropout: rate after the attention and after both layers of the MLP.
-        attention_only: the attention alone, without positions, residual and MLP.
+        attention_only: only the attention, without positions, residual and MLP.
         qkv_bias: whether queries, keys and values have biases.
 
     Raises:
-        ValueError: `heads` does not divide `c`, a negative `window`, a `depth` beside
+        ValueError: `heads` does not divide `c`, a negative `window`, `depth` above 1 with
             `attention_only`, or T above `length`.
     """
 

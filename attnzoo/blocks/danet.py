@@ -36,8 +36,7 @@ class DANet(nn.Module):
             each attention, instead of the bare sum of the two attentions.
 
     Raises:
-        ValueError: the channels that the position attention sees (c, with `head` c // 4) are fewer
-            than `reduction`.
+        ValueError: `c`, or with `head` `c // 4`, is less than `reduction`.
     """
 
     def __init__(self, c: Width, *, reduction: Count = 8, head: bool = False) -> None:

@@ -39,7 +39,7 @@ class CAM(nn.Module):
     """Channel attention module on (B, C, H, W), with a residual gated by `gamma` (0 at first).
 
     Args:
-        c: channels in and out; no parameter depends on it, inputs must have it.
+        c: channels in and out; only the check of the input depends on it.
     """
 
     def __init__(self, c: Width) -> None:

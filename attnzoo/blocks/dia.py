@@ -49,9 +49,9 @@ class DIA(nn.Module):
     Args:
         c: channels in and out; no parameter depends on it.
         modulated: whether the mean and the maximum gate each other.
-        scales: factors of the gradients that leave d_conv and d_conv1 towards their inputs; 1 is
-            the derivative. Also an attribute, to be read and set at any time: calls from then on,
-            compiled ones too, take the new factors. Without effect where nothing is modulated.
+        scales: factors of the gradients through d_conv and d_conv1 to their inputs; 1 gives the
+            derivative. The attribute `scales` can be assigned at any time: later calls, compiled
+            ones too, use the new factors. No effect with `modulated=False`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class DIA(nn.Module):
 def _doubled(mask: Tensor, height: int, width: int) -> Tensor:
     """The mask at twice its size, nearest neighbor, cropped to the image.
 
-    Pixel by pixel: a crop of an interpolated map ties an export to odd or to even sizes.
+    By indices: cropping an interpolated map would specialize an export to odd or even sizes.
     """
     rows = torch.arange(height, device=mask.device) // 2
     columns = torch.arange(width, device=mask.device) // 2

@@ -47,8 +47,8 @@ class DilatedInception(nn.Module):
         kernels: each branch's taps in time, in the order of the output's channels.
         dilation: steps between two taps.
         gated: tanh of one inception times the sigmoid of another.
-        padding: "causal" keeps T with zeros before the first step, "valid" drops the steps that
-            the widest kernel has no full past for.
+        padding: "causal" keeps T by zeros before the first step; "valid" drops the first steps,
+            which the largest kernel cannot cover.
 
     Raises:
         ValueError: the number of kernels does not divide `c_out`.
@@ -146,12 +146,12 @@ class DilatedInception(nn.Module):
 
 
 def _as_one(c: int, width: int, kernels: tuple[int, ...]) -> bool:
-    """Whether few enough of one wide convolution's products are with zeros."""
+    """Whether one convolution for all branches wastes few enough products on zeros."""
     return c * width * (max(kernels) * len(kernels) - sum(kernels)) <= _WASTE
 
 
-# What lies beside a gated pair in MTGNN's network (of one layer; of several, pick the layer's own
-# keys) and in a layer of PyTorch Geometric Temporal's.
+# Other layers next to a gated pair in MTGNN's network (for networks of several layers, pass only
+# the keys of one layer), and in a layer of PyTorch Geometric Temporal.
 _GTNET = dict.fromkeys((
     "start_conv", "residual_convs", "skip_convs", "gconv1", "gconv2", "norm",
     "skip0", "skipE", "end_conv_1", "end_conv_2", "gc",

@@ -38,10 +38,10 @@ Normed = Annotated[int, AtLeast(2)]  # a width that is normalized: one value has
 class DTM(nn.Module):
     """Deep temporal Mamba on a list of (B, C_i, H_i, W_i), shallow to deep.
 
-    `block(features, token=prior)`: the scan is causal, so that the prior, last, sees every depth.
+    `block(features, token=prior)`: the scan is causal, and the prior, at the end, sees every depth.
 
     Args:
-        sizes: (C, H, W) of each map; `tokenizer="pool"` takes other heights and widths too.
+        sizes: (C, H, W) of each map; `tokenizer="pool"` accepts any height and width.
         dim: width of a token.
         c_out: channels out.
         expand: inner channels of the mixer per channel of a token.
@@ -117,7 +117,9 @@ class DTM(nn.Module):
         if token is not None:
             check.sequence(token, self.dim, like, name="token")
             if token.ndim != 3:
-                raise ValueError(f"token has shape {tuple(token.shape)}; it is (B, n, {self.dim})")
+                raise ValueError(
+                    f"token has shape {tuple(token.shape)}; it must be (B, n, {self.dim})"
+                )
             _check_batch("token", token, features[0])
 
     def macs(self, size: InputSize) -> int:

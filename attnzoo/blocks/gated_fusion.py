@@ -33,10 +33,10 @@ class GatedFusion(nn.Module):
 
     Args:
         c: channels of x, of y and of the output.
-        variant: "tf", the authors' code; "port", its PyTorch port; "paper", the equations alone.
+        variant: "tf", the authors' code; "port", its PyTorch port; "paper", only the equations.
 
     Raises:
-        ValueError: in training, a single position where there is a BatchNorm.
+        ValueError: in training, a single position with "tf" or "port".
     """
 
     def __init__(self, c: Width, *, variant: Literal["tf", "port", "paper"] = "tf") -> None:

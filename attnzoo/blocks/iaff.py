@@ -29,7 +29,7 @@ class IAFF(nn.Module):
     Args:
         c: channels of x, of y and of the output.
         reduction: the hidden width of all contexts is `c // reduction`.
-        shared_global: whether both rounds have one global context, as in the PyTorch file.
+        shared_global: whether both rounds share one global context, as in the PyTorch file.
 
     Raises:
         ValueError: `c < reduction`; in training, a batch of one.

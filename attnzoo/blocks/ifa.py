@@ -29,7 +29,7 @@ from .carafe import inputs
 
 
 class IFA(nn.Module):
-    """Doubling of `source` (B, C, h, w).
+    """Upsampling of `source` (B, C, h, w) by 2.
 
     Args:
         c: channels in and out.

@@ -39,7 +39,7 @@ class Implicit(nn.Module):
         learn_bias: whether the full variant's sines and cosines have learned phases.
 
     Raises:
-        ValueError: `color_feats` with other than 3 channels; an option of the full variant alone.
+        ValueError: `color_feats` with other than 3 channels; full-variant options with "simple".
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Implicit(nn.Module):
             option = "learn_bias=True" if learn_bias else "color_feats=False"
             raise ValueError(f"{option} needs variant='full'; variant={variant!r} does not have it")
         if full and color_feats and c != 3:
-            raise ValueError(f"c={c} must be 3, the colors, with color_feats=True; or take False")
+            raise ValueError(
+                f"c={c} must be 3, the colors, with color_feats=True; or pass color_feats=False"
+            )
         self.c, self.variant, self.color_feats = c, variant, color_feats
         self.n_freqs = n_freqs or (10 if full else 20)
         axes = 2 + 3 * color_feats

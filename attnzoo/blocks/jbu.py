@@ -35,7 +35,7 @@ from ..validation.types import Count, Rate, Width
 def adaptive_conv(x: Tensor, filters: Tensor) -> Tensor:
     """Each pixel's own filter, shared by all channels: sum_ij filters[h, w, i, j] x[h + i, w + j].
 
-    Temporary tensors have the size of the arguments; the k x k windows are never all unfolded.
+    Temporary tensors have the size of the arguments; the k x k windows are not unfolded.
 
     Args:
         x: (B, C, H + k - 1, W + k - 1), padded by the caller.
@@ -45,8 +45,8 @@ def adaptive_conv(x: Tensor, filters: Tensor) -> Tensor:
         (B, C, H, W).
 
     Raises:
-        ValueError: shapes that do not go together, or different devices.
-        TypeError: different dtypes, or an argument that is no dense floating tensor.
+        ValueError: shapes that do not match, or different devices.
+        TypeError: different dtypes, or an argument that is not a dense floating-point tensor.
     """
     check.image(x)
     _check_filters(filters, x)
@@ -74,7 +74,7 @@ class JBU(nn.Module):
     Args:
         c: channels in and out.
         guidance: channels of the guidance.
-        key_dim: width of the projection that the guidance's pixels are compared in.
+        key_dim: width of the projection in which pixels of the guidance are compared.
         radius: the window is 2 radius + 1 pixels wide.
         dropout: rate at which channels are dropped inside both projections.
     """
@@ -144,12 +144,14 @@ def _check_filters(filters: Tensor, x: Tensor) -> None:
     check.dense("filters", filters, "(B, H, W, k, k)")
     shape, (b, _, h, w) = tuple(filters.shape), x.shape
     if filters.ndim != 5 or shape[3] != shape[4] or 0 in shape[1:]:
-        raise ValueError(f"filters has shape {shape}; it must be (B, H, W, k, k), none empty")
+        raise ValueError(
+            f"filters has shape {shape}; it must be (B, H, W, k, k), with no empty axis"
+        )
     wanted = (shape[0], shape[1] + shape[3] - 1, shape[2] + shape[3] - 1)
     if wanted != (b, h, w):
         raise ValueError(
             f"x has shape {tuple(x.shape)}; for filters of shape {shape} it must be "
-            f"{(wanted[0], x.shape[1], *wanted[1:])}: pad it by k - 1 = {shape[3] - 1} in all"
+            f"{(wanted[0], x.shape[1], *wanted[1:])}: pad it by k - 1 = {shape[3] - 1} in total"
         )
     if filters.device != x.device:
         raise ValueError(f"filters is on {filters.device}, x on {x.device}; move one")

@@ -23,12 +23,12 @@ from .jbu_stack import check_sizes, inputs, upsample
 
 
 class JBUOne(nn.Module):
-    """Four guided doublings of `source` (B, C, h, w) with the same weights.
+    """Four guided upsamplings of `source` (B, C, h, w) by 2, with the same weights.
 
     Args:
         c: channels in and out.
         guidance: channels of the guidance.
-        key_dim: width of the projection that the guidance's pixels are compared in.
+        key_dim: width of the projection in which pixels of the guidance are compared.
         radius: a window is 2 radius + 1 pixels wide.
         dropout: rate at which channels are dropped; None: the authors' 0.1 inside the step and
             0.2 of the features before W.
@@ -45,9 +45,9 @@ class JBUOne(nn.Module):
     ) -> None:
         super().__init__()
         self.c, self.guidance, self.radius = c, guidance, radius
-        inside, behind = (0.1, 0.2) if dropout is None else (dropout, dropout)
+        inside, after = (0.1, 0.2) if dropout is None else (dropout, dropout)
         self.up = JBU(c, guidance=guidance, key_dim=key_dim, radius=radius, dropout=inside)
-        self.fixup_proj = nn.Sequential(nn.Dropout2d(behind), nn.Conv2d(c, c, 1))
+        self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         check.image(source, self.c, self.up.range_temp, name="source")

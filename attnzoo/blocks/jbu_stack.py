@@ -58,12 +58,12 @@ def check_sizes(source: Tensor, guidance: Tensor, radius: int) -> None:
 
 
 class JBUStack(nn.Module):
-    """Four guided doublings of `source` (B, C, h, w), each with weights of its own.
+    """Four guided upsamplings of `source` (B, C, h, w) by 2, each with separate weights.
 
     Args:
         c: channels in and out.
         guidance: channels of the guidance.
-        key_dim: width of the projection that the guidance's pixels are compared in.
+        key_dim: width of the projection in which pixels of the guidance are compared.
         radius: a window is 2 radius + 1 pixels wide.
         dropout: rate at which channels are dropped; None: the authors' 0.1 inside the steps and
             0.2 of the features before W.
@@ -80,13 +80,13 @@ class JBUStack(nn.Module):
     ) -> None:
         super().__init__()
         self.c, self.guidance, self.radius = c, guidance, radius
-        inside, behind = (0.1, 0.2) if dropout is None else (dropout, dropout)
+        inside, after = (0.1, 0.2) if dropout is None else (dropout, dropout)
         config = {"guidance": guidance, "key_dim": key_dim, "radius": radius}
         self.up1 = JBU(c, **config, dropout=inside)
         self.up2 = JBU(c, **config, dropout=inside)
         self.up3 = JBU(c, **config, dropout=inside)
         self.up4 = JBU(c, **config, dropout=inside)
-        self.fixup_proj = nn.Sequential(nn.Dropout2d(behind), nn.Conv2d(c, c, 1))
+        self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         check.image(source, self.c, self.up1.range_temp, name="source")

@@ -59,9 +59,9 @@ def lightweight_attention(
 ) -> tuple[Tensor, Tensor]:
     """a_h = softmax_t(query_h . e_t) and sum_t a_ht e_t[h] of e_t = weight n_t + shift + p_t.
 
-    n (B, P, C, T); query (heads, D) is q_h K_h / sqrt(d_k), constant (heads,) what it adds to all
-    steps alike; weight (D, C), or (C,) if diagonal; shift (D,); code (B, T, D / heads) is p_t; see
-    `attention_pool` for the rest. Returns (B, P, heads, D / heads) and a (B, P, heads, T).
+    n (B, P, C, T); query (heads, D) is q_h K_h / sqrt(d_k), constant (heads,) is added to the
+    scores of all steps; weight (D, C), or (C,) if diagonal; shift (D,); code (B, T, D / heads) is
+    p_t; for the rest see `attention_pool`. Returns (B, P, heads, D / heads) and a (B, P, heads, T).
     """
     heads, diagonal = len(query), weight.ndim == 1
     offset = upcast(constant + (query * shift).sum(1))[None, :, None]  # 1 heads 1
@@ -220,7 +220,7 @@ def _check_widths(c: int, heads: int, d_model: int | None, mlp: tuple[int, ...],
         wrong = f"mlp[0]={mlp[0]} must be" if mlp else "mlp=() must start with"
         cause = ", which d_model=None takes" if d_model is None else ""
         near = messages.shown((width, *mlp[1:]))
-        raise ValueError(f"{wrong} {of}={width}, the joined heads' width{cause}; take mlp={near}")
+        raise ValueError(f"{wrong} {of}={width}, the width of all heads{cause}; take mlp={near}")
     if not old:
         check.divides(by="heads", of="c", heads=heads, c=c)
         check.divides(by="heads", of="mlp[-1]", **{"heads": heads, "mlp[-1]": mlp[-1]})

@@ -63,8 +63,8 @@ class MGTU(nn.Module):
         stride: steps between two outputs, with `gtu_only`.
 
     Raises:
-        ValueError: a kernel, or its pooling, leaves no step of `length`; or an argument of one
-            form was given to the other.
+        ValueError: a kernel, or its pooling, leaves no step of `length`; or an argument needs
+            another value of `gtu_only`.
     """
 
     def __init__(
@@ -125,13 +125,11 @@ class MGTU(nn.Module):
         """Refuse arguments that the whole block, or a single unit, does not have."""
         if len(set(self.kernels)) < len(self.kernels):
             raise ValueError(
-                f"kernels={messages.shown(self.kernels)} must all differ: a unit is named by its "
-                f"kernel; take kernels={messages.shown(tuple(dict.fromkeys(self.kernels)))}"
+                f"kernels={messages.shown(self.kernels)} must all differ: units are named by "
+                f"them; take kernels={messages.shown(tuple(dict.fromkeys(self.kernels)))}"
             )
         if not self.gtu_only and self.stride != 1:
-            raise ValueError(
-                f"stride={self.stride} is for a unit alone; take stride=1, or gtu_only=True"
-            )
+            raise ValueError(f"stride={self.stride} needs gtu_only=True; take that, or stride=1")
         if self.gtu_only and len(self.kernels) != 1:
             raise ValueError(
                 f"gtu_only=True takes one kernel, not kernels={messages.shown(self.kernels)}; "
@@ -185,6 +183,6 @@ register(
     upstream=(
         {"fcmy.0": "fcmy", **_BESIDE},
         {"fcmy.0": "fcmy", "gtu0": "gtu3", "gtu1": "gtu5", "gtu2": "gtu7"},  # a teaching copy
-        {"con2out": "*.con2out"},  # one unit alone
+        {"con2out": "*.con2out"},  # gtu_only
     ),
 )

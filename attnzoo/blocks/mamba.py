@@ -46,21 +46,21 @@ class MambaState(NamedTuple):
 class Mamba(nn.Module):
     """Mamba mixer on (..., T, C): causal, without norm, residual or dropout.
 
-    A stream is computed step by step with `step`, which gives what the whole call gives:
+    `step` computes a stream step by step, with the outputs of one call on the whole series:
 
         state = mamba.initial_state()
         for x_t in stream:  # (..., C)
             y_t, state = mamba.step(x_t, state)
 
     Args:
-        c: channels in and, unless `c_out` says otherwise, out.
+        c: channels in, and channels out if `c_out` is None.
         state: size of the state of each inner channel.
         conv: taps of the causal convolution.
         expand: inner channels per channel in; `int(expand * c)` of them.
         dt_rank: rank of the projection that gives the step sizes; "auto" is `c / 16`, rounded up.
         bias: whether the first and the last projection have biases.
         conv_bias: whether the convolution has one.
-        c_out: channels out; None is `c`.
+        c_out: channels out; None for `c`.
         dt_min: smallest initial step size (at zero input).
         dt_max: largest initial step size.
         dt_init: initialization of the step projection: "random" (uniform) or "constant".
@@ -126,9 +126,9 @@ class Mamba(nn.Module):
         return unfold(self._projected(y, u, z), x)
 
     def initial_state(self, *batch: int) -> MambaState:
-        """The state before the first step: zeros, for the given leading sizes or for any.
+        """The state before the first step: zeros, for the given leading sizes or for any sizes.
 
-        Without sizes the state spreads over the leading axes of the first `step`.
+        Without sizes the state is broadcast to the leading axes of the first `step`.
         """
         for i, size in enumerate(batch):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -144,12 +144,12 @@ class Mamba(nn.Module):
         """One step of a stream: (..., C) and the state before it, to (..., C) and the state after.
 
         Args:
-            x_t: the step's input, of any leading sizes, the same at every step.
-            state: what the step before returned; None or `initial_state()` at the first.
+            x_t: the step's input, with the same leading sizes at every step.
+            state: the state that the previous step returned; at first None or `initial_state()`.
 
         Returns:
             The step's output, equal to that of the whole call, and the new state; the old one is
-            left alone.
+            not modified.
         """
         check.token(x_t, self.c, self.in_proj.weight, name="x_t")
         state = self.initial_state() if state is None else state

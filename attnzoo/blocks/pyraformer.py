@@ -55,7 +55,7 @@ class Pyraformer(nn.Module):
         dropout: rate on the attention weights, after the attention and both layers of the MLP.
 
     Raises:
-        ValueError: a width of no channels; fewer steps than the product of `windows`.
+        ValueError: a width of 0; fewer steps than the product of `windows`.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class _Layer(nn.Module):
 
 
 def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
-    """Which pairs of a pyramid's nodes do not attend to each other: bool (S, S), True = blocked.
+    """The attention mask over a pyramid's nodes: bool (S, S), True where attention is blocked.
 
     Args:
         length: steps of the series, at least the product of `windows`.
@@ -169,7 +169,7 @@ def pyraformer_mask(length: int, windows: Sequence[int], inner: int) -> Tensor:
         inner: span of neighbors within a level, the node itself included.
 
     Raises:
-        ValueError: a value below 1, no windows, or a series too short for one node a level.
+        ValueError: a value below 1, no windows, or a series too short for one node per level.
     """
     check.positive(length=length, inner=inner)
     check.sizes(windows=windows)

@@ -42,7 +42,7 @@ class CSCM(nn.Module):
         bottleneck: width of the convolutions of kind "bottleneck"; `c // 4` by default.
 
     Raises:
-        ValueError: a bottleneck of no channels; fewer steps than the product of `windows`.
+        ValueError: a bottleneck of width 0; fewer steps than the product of `windows`.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class LiteMLA(nn.Module):
         eps: added to the normalizer.
 
     Raises:
-        ValueError: no head is left.
+        ValueError: `heads_ratio` leaves no head.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from ..validation.types import Count, Width
 
 
 class ResizeConv(nn.Module):
-    """Four doublings of `source` (B, C, h, w), guided by an image.
+    """Four upsamplings of `source` (B, C, h, w) by 2, guided by an image.
 
     Args:
         c: channels in and out.

@@ -20,7 +20,7 @@ from .sapa import SAPA
 
 
 class SAPAStack(nn.Module):
-    """Four guided doublings of `source` (B, C, h, w).
+    """Four guided upsamplings of `source` (B, C, h, w) by 2.
 
     Args:
         c: channels in and out.

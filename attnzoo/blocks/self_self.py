@@ -75,7 +75,7 @@ def remove_global_bias(
             logits; False: f - lambda cls, for logits, which are linear in unit features.
 
     Returns:
-        Of the shape of `features`.
+        A tensor of the shape of `features`.
     """
     check.sequence(features, name="features")
     check.token(cls, features.shape[-1], features, name="cls")
@@ -87,13 +87,13 @@ def remove_global_bias(
 class SelfSelf(nn.Module):
     """Self-self attention on (..., T, C), with the weights of an `nn.MultiheadAttention`.
 
-    `attnzoo.from_upstream("self_self", attn.state_dict(), c=768, heads=12)` takes the place of the
-    attention `attn` in the last block of a CLIP vision tower, whose residual and MLP are left out.
+    `attnzoo.from_upstream("self_self", attn.state_dict(), c=768, heads=12)` replaces the attention
+    `attn` in the last block of a CLIP vision tower, without that block's residual and MLP.
 
     Args:
         c: channels in and out.
         heads: attention heads; must divide `c`.
-        mode: what is compared with what; see Math.
+        mode: which of queries, keys and values attend to each other; see Math.
         iters: rounds of "gem" before its last weights.
         temp: factor of the scores of "gem"; None: from the lengths of the tokens, as in GEM.
         global_bias: factor of the class token's output that is subtracted from the others.

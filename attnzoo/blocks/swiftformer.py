@@ -47,9 +47,9 @@ def efficient_additive_attention(
     scale: float,
     eps: float,
 ) -> Tensor:
-    """(B, T, C) to (B, T, token_dim): weights and biases of q, k, P and F, and w_g (D, 1).
+    """(B, T, C) to (B, T, token_dim), with weights and biases of q, k, P and F, and w_g (D, 1).
 
-    `scale` is 1 / sqrt(token_dim); a vector shorter than `eps` is divided by it.
+    `scale` is 1 / sqrt(token_dim); vectors shorter than `eps` are divided by `eps`.
     """
     q, k = F.linear(x, w_q, b_q), F.linear(x, w_k, b_k)  # B T D
     given = q.dtype

@@ -46,8 +46,8 @@ def trend_aware_attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q^T k / sqrt(d)) v, (N, heads, Tq, d), and the weights, (N, heads, Tq, Tk).
 
-    q (N, heads, d, Tq), k (N, heads, d, Tk), v (N, heads, Tk, d); with half precision the scores
-    are float32, which they cannot overflow.
+    q (N, heads, d, Tq), k (N, heads, d, Tk), v (N, heads, Tk, d); for half precision the
+    scores are computed in float32, in which they cannot overflow.
     """
     scores = (upcast(q) / math.sqrt(q.shape[2])).mT @ upcast(k)
     if causal:

@@ -49,7 +49,7 @@ class TripletAttention(nn.Module):
         spatial: False leaves the (H, W) gate out, the authors' `no_spatial`.
 
     Raises:
-        ValueError: in training, an input that gives a gate one value.
+        ValueError: in training, an input that gives a BatchNorm a single value.
     """
 
     def __init__(self, c: Width, *, kernel_size: Odd = 7, spatial: bool = True) -> None:

@@ -66,8 +66,8 @@ class UTAEAggregator(nn.Module):
             the heads weights all; "mean": equal weights, attn is not used.
 
     Raises:
-        ValueError: attn is missing, is of other samples or steps than x, has a number of heads
-            that does not divide the channels, or does not pool to the size of x.
+        ValueError: attn is missing, has another number of samples or steps than x or a number of
+            heads that does not divide the channels, or cannot be pooled to the size of x.
     """
 
     batch_axes: ClassVar = {"attn": 1}  # of arguments whose batch axis is not the first
@@ -107,7 +107,9 @@ class UTAEAggregator(nn.Module):
         check.dense("attn", attn, "(heads, B, T, h, w)")
         fits = attn.ndim == 5 and attn.shape[1] == x.shape[0] and attn.shape[2] == x.shape[1]
         if not fits or attn.shape[0] * attn.shape[3] * attn.shape[4] == 0:
-            raise ValueError(f"attn has shape {tuple(attn.shape)}; for this x it is {_wanted(x)}")
+            raise ValueError(
+                f"attn has shape {tuple(attn.shape)}; for this x it must be {_wanted(x)}"
+            )
         check.token(attn, like=x, name="attn")
         if self.mode == "att_group" and x.shape[2] % attn.shape[0]:
             raise ValueError(
@@ -121,7 +123,7 @@ class UTAEAggregator(nn.Module):
 
 
 def _wanted(x: Tensor) -> str:
-    """The shape of the weights; written for an error alone, as compilers fix sizes they print."""
+    """The shape of the weights, for errors only: compilers specialize on sizes that are printed."""
     return f"(heads, {x.shape[0]}, {x.shape[1]}, h, w)"
 
 

@@ -61,7 +61,7 @@ def _by_operator(
 
 
 class _TensorsOnly(nn.Module):
-    """A call of the module as a function of its tensors alone, which a trace needs."""
+    """A call of the module as a function of its tensors only, as tracing requires."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()

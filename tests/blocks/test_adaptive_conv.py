@@ -166,7 +166,7 @@ def test_half_precision_is_summed_in_float32() -> None:
         ({"x": torch.zeros(3, 8, 8)}, r"x has shape \(3, 8, 8\)"),
         ({"filters": torch.zeros(2, 6, 6, 3, 5)}, r"filters has shape .* must be \(B, H, W, k, k"),
         ({"filters": torch.zeros(2, 6, 6, 9)}, "filters has shape"),
-        ({"filters": torch.zeros(2, 6, 6, 0, 0)}, "none empty"),
+        ({"filters": torch.zeros(2, 6, 6, 0, 0)}, "no empty axis"),
         ({"filters": torch.zeros(2, 6, 6, 3, 3).double()}, r"filters is torch.float64, x torch.f"),
         ({"filters": torch.zeros(2, 6, 6, 3, 3, device="meta")}, "filters is on meta, x on cpu"),
         ({"filters": None}, "filters must be a Tensor"),

@@ -134,7 +134,7 @@ def test_any_leading_axes(lead: tuple[int, ...]) -> None:
         ({"length": 7, "pool": 2}, r"k=7 and pool=2 leaves no step .* or length=8"),
         ({"kernels": (3, 3)}, r"must all differ.*take kernels=\(3,\)"),
         ({"kernels": ()}, "must be non-empty"),
-        ({"stride": 2}, "stride=2 is for a unit alone"),
+        ({"stride": 2}, "stride=2 needs gtu_only=True"),
         ({"gtu_only": True}, r"takes one kernel, not kernels=\(3, 5, 7\)"),
         ({"gtu_only": True, "kernels": (3,), "pool": 2}, "take pool=None"),
         ({"pool": 0}, "pool=0 must be at least 1"),

@@ -133,8 +133,8 @@ def test_refusals() -> None:
     group = attnzoo.build("utae_aggregator", c=6)
     for bad, words in (
         ((x, None), r"attn is missing: mode='att_group' needs weights \(heads, 3, 4, h, w\)"),
-        ((x, attn[:, :2]), r"for this x it is \(heads, 3, 4, h, w\)"),
-        ((x, attn[:, :, :3]), r"for this x it is"),
+        ((x, attn[:, :2]), r"for this x it must be \(heads, 3, 4, h, w\)"),
+        ((x, attn[:, :, :3]), r"for this x it must be"),
         ((x, torch.cat((attn, attn))), "attn has 4 heads, which must divide the 6 channels of x"),
         ((x, attn.float()), "attn is torch.float32"),
         ((x[:, :, :5], attn), "x has 5 channels"),

@@ -71,7 +71,9 @@ def fences(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/adding-a-block.md", "docs/insert.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/adding-a-block.md", "docs/insert.md", "docs/networks.md"]
+)
 def test_code_in_documents_prints_what_it_says(path: str) -> None:
     code = "\n".join(fences(ROOT / path))
     assert "attnzoo." in code

@@ -64,6 +64,7 @@ def test_a_long_call_is_sampled_less_and_a_doubtful_one_more() -> None:
 def test_what_the_null_copy_moved_is_no_change() -> None:
     assert Timing(1.0, 1.01, 1.1, 40).verdict(TOLERANCE) == "slower"
     assert Timing(1.0, 1.12, 1.1, 40).verdict(TOLERANCE) == "same"
+    assert Timing(1.0, 0.913, 0.911, 40).verdict(TOLERANCE) == "same"
     assert Timing(1.0, 0.85, 1.1, 40).verdict(TOLERANCE) == "same"
     assert not Timing(1.0, 1.05, 1.0, 40).decided(TOLERANCE)
 

@@ -41,9 +41,9 @@ class Timing(NamedTuple):
         return self.null / self.a
 
     def verdict(self, tolerance: float) -> Verdict:
-        """Whether the time changed by the tolerance, to within 3 %, and by more than the drift."""
-        moved = math.log(self.ratio)
-        if abs(moved) <= max(_line(tolerance), abs(math.log(self.drift))):
+        """Whether the time changed by the tolerance, and by more than the drift, to within 3 %."""
+        moved, drift = math.log(self.ratio), abs(math.log(self.drift))
+        if abs(moved) <= max(_line(tolerance), drift + RESOLUTION):
             return "same"
         return "slower" if moved > 0 else "faster"
 

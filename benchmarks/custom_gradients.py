@@ -1,11 +1,11 @@
-"""Do the hand-written gradients pay? Each against its reference form, alone and in its block.
+"""Measures each hand-written gradient against its reference form, by itself and in its block.
 
     python benchmarks/custom_gradients.py --out benchmarks/results/cpu
 
-Every block that has a hand-written pair takes training steps at a realistic size, with its pairs
-and with their reference forms in turn. Then each pair is run alone, on the arguments that the block
-called it with. A pair is worth its lines where its step is at least 1.25 times as fast, or keeps at
-most half as many bytes for the backward pass; a test reads that from the committed results.
+Every block that has a hand-written pair runs training steps at a realistic size, alternately with
+its pairs and with their reference forms. Then each pair is run by itself, on the arguments with
+which the block called it. A pair is worth having if its step is at least 1.25 times as fast, or
+saves at most half as many bytes for the backward pass; a test checks the committed results.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from attnzoo.cost.counter import saved_bytes
 from attnzoo.registry import find
 from attnzoo.testing.inputs import call, make_inputs, tensors
 
-MIN_SPEEDUP, MAX_SAVED = 1.25, 0.5  # a pair pays by the one or by the other
-SAMPLES, MIN_SAMPLE = 12, 0.02  # of each side; a sample lasts at least so many seconds
-Call = tuple[Any, tuple[Any, ...]]  # a joined function and its arguments
+MIN_SPEEDUP, MAX_SAVED = 1.25, 0.5  # a pair must reach one of the two
+SAMPLES, MIN_SAMPLE = 12, 0.02  # number of samples of each side; seconds of a sample, at least
+Call = tuple[Any, tuple[Any, ...]]  # a function with a hand-written gradient, and its arguments
 
 
 class Workload(NamedTuple):
@@ -72,7 +72,7 @@ WORKLOADS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; returns 1 where a pair does not pay, or no block called it."""
+    """Run the study; returns 1 if a pair reaches neither limit, or no block calls it."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(1)
     rows = [row for work in WORKLOADS for row in measured(work, options.samples)]
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def modules() -> list[ModuleType]:
-    """Every module that may hold a joined function."""
+    """Every module that may define or import a function with a hand-written gradient."""
     rooms = [importlib.import_module(f"attnzoo.{room}") for room in ("autograd", "ops", "blocks")]
     return [
         importlib.import_module(f"{room.__name__}.{module.name}")
@@ -110,7 +110,7 @@ def joined() -> dict[str, Callable[..., Any]]:
 
 @contextmanager
 def recorded() -> Iterator[dict[str, Call]]:
-    """Within it, each joined function's largest call is kept, by the function's name."""
+    """A context that records the largest call of each such function, by the function's name."""
     calls: dict[str, Call] = {}
     with ExitStack() as stack:
         for name, function in joined().items():
@@ -181,23 +181,23 @@ def compared(
     leaves: list[Tensor],
     samples: int,
 ) -> dict[str, Any]:
-    """Shortest step of either side, of samples in the order A B B A, and what each side keeps."""
+    """The shortest step of both sides, sampled in the order A B B A, and their saved bytes."""
     steps = [_step(side, leaves) for side in (ours, theirs)]
     calls = [max(1, round(MIN_SAMPLE / _seconds(step, 2))) for step in steps]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(samples):
         for i in (0, 1) if turn % 2 == 0 else (1, 0):
             times[i].append(_seconds(steps[i], calls[i]))
-    kept = [saved_bytes(side, leaves) for side in (ours, theirs)]
+    saved = [saved_bytes(side, leaves) for side in (ours, theirs)]
     best = [min(t) for t in times]
     return {
         "shapes": [list(t.shape) for t in leaves if t.ndim > 2][:1],
         "ms": 1e3 * best[0],
         "reference_ms": 1e3 * best[1],
         "speedup": best[1] / best[0],
-        "saved_bytes": kept[0],
-        "reference_saved_bytes": kept[1],
-        "saved": kept[0] / max(1, kept[1]) if kept[1] else 1.0,
+        "saved_bytes": saved[0],
+        "reference_saved_bytes": saved[1],
+        "saved": saved[0] / max(1, saved[1]) if saved[1] else 1.0,
     }
 
 
@@ -212,7 +212,7 @@ def _step(side: Callable[[], list[Tensor]], leaves: list[Tensor]) -> Callable[[]
 
 
 def _seconds(step: Callable[[], None], calls: int) -> float:
-    """Processor time of one call: on a machine shared with others the clock tells less."""
+    """Processor time of one call, which other processes affect less than wall time."""
     start = time.process_time()
     for _ in range(calls):
         step()
@@ -220,7 +220,7 @@ def _seconds(step: Callable[[], None], calls: int) -> float:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table: a line for each block's whole step and for each of its pairs alone."""
+    """The table: a line for each block's whole step and for each of its pairs."""
     machine = ", ".join(f"{key} {value}" for key, value in _machine().items())
     lines = [
         "# Hand-written gradients against their reference forms\n",

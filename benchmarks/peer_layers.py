@@ -1,10 +1,10 @@
-"""Who else does the same work: layers of timm and of fightingcv-attention, and the authors' code.
+"""Peers of the blocks: layers of timm and of fightingcv-attention, and the authors' code.
 
-Each entry says how a peer is built so that it does what our block does at a given config, and how
-its weights get our names. Only layers whose work is comparable are here: timm's `se`, `cbam` and
-`coord` round their hidden widths up to multiples of 8 unless told otherwise, so they are told.
-Authors' modules that no longer import under today's torch and timm (Pyraformer, SwiftFormer), or
-need a GPU to import (mamba), are left out.
+Each entry says how a peer is built so that it computes what our block does at a given config, and
+how its weights are renamed. Only comparable layers are listed: timm's `se`, `cbam` and `coord`
+round their hidden widths up to multiples of 8 by default, which is disabled here. Authors' modules
+that no longer import under current versions of torch and timm (Pyraformer, SwiftFormer), or need a
+GPU to import (mamba), are left out.
 """
 
 import importlib
@@ -28,24 +28,24 @@ PACKAGES = ("timm", "fightingcv-attention")
 
 
 class MissingPeerError(RuntimeError):
-    """A peer's code is not here, or does not load."""
+    """A peer's code is not installed, or does not load."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One class of somebody else's that does a block's work."""
+    """A class of another library that computes the same as a block."""
 
     block: str
     source: str  # a package of `PACKAGES`, or the authors' repository, OWNER/NAME
     module: str  # its import path, or the file inside the repository
     name: str
     keywords: Callable[[Config], dict[str, Any]]
-    ours: Config = field(default_factory=dict)  # what our block is told, so that both do the same
+    ours: Config = field(default_factory=dict)  # config with which our block computes the same
     keys: Callable[[State], State] = dict  # their state dict under the authors' names
     call: Callable[[nn.Module, Inputs], Any] = call
 
     def build(self, config: Config, upstream: Path | None) -> nn.Module:
-        """The peer at our block's config. Raises MissingPeerError where its code is not there."""
+        """The peer at our block's config. Raises MissingPeerError if its code is not available."""
         if self.source in PACKAGES:
             cls = getattr(_package(self.source, self.module), self.name)
         else:
@@ -57,7 +57,7 @@ class Peer:
         return built
 
     def version(self, upstream: Path | None) -> str:
-        """The package's version, or the commit of the checkout where git knows it."""
+        """The package's version, or the commit of the checkout if it is a git repository."""
         if self.source in PACKAGES:
             return version(self.source)
         folder = (upstream or Path()) / self.source.split("/")[1]
@@ -80,21 +80,21 @@ def _package(package: str, module: str) -> Any:
 
 
 def _checkout(folder: Path, file: str, source: str) -> Any:
-    """A module of a checkout, by its path; what it imports from there is found, then forgotten."""
+    """A module of a checkout, by its path; it can import other modules of the checkout."""
     path = folder / file
     if not path.is_file():
         raise MissingPeerError(
-            f"{path} is not there: git clone https://github.com/{source} {folder}"
+            f"{path} does not exist: git clone https://github.com/{source} {folder}"
         )
     name = file.removesuffix(".py").replace("/", ".")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise MissingPeerError(f"{path} is no Python module")
+        raise MissingPeerError(f"{path} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     with _importable(folder):
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # their module level may do anything
+        except Exception as error:  # importing it may raise anything
             raise MissingPeerError(
                 f"{path} does not load: {type(error).__name__}: {error}"
             ) from error
@@ -103,9 +103,9 @@ def _checkout(folder: Path, file: str, source: str) -> Any:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """The checkout on the path, and its modules out of `sys.modules` afterwards.
+    """Put the checkout on the path, and remove its modules from `sys.modules` afterwards.
 
-    Several repositories call their package `models` or `src`; none must get another's.
+    Several repositories have a package named `models` or `src`, which must not be confused.
     """
     before = dict(sys.modules)
     sys.path.insert(0, str(folder))
@@ -121,7 +121,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _renamed(**names: str) -> Callable[[State], State]:
-    """Keys whose first part is one of `names`, under the name it stands for."""
+    """A function that renames the first part of keys by `names`."""
 
     def keys(state: State) -> State:
         return {
@@ -133,7 +133,7 @@ def _renamed(**names: str) -> Callable[[State], State]:
 
 
 def _timm_cbam(state: State) -> State:
-    """timm stacks mean before maximum, the authors maximum before mean."""
+    """timm's keys; it stacks the mean before the maximum, the authors the other way round."""
     names = {
         "channel.fc1.": "ChannelGate.mlp.1.",
         "channel.fc2.": "ChannelGate.mlp.3.",

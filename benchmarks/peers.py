@@ -1,10 +1,10 @@
-"""Are we faster than the code people use today? The same work, side by side, in one run.
+"""Compares the speed of blocks with layers of other libraries and with the authors' code.
 
     python benchmarks/peers.py --blocks se,cbam --upstream ~/checkouts --out results
 
-Both sides get the same inputs and, where the weights can be copied, the same weights; samples
-alternate as `attnzoo compare` takes them, so a machine that slows down slows both. A ratio is the
-least of their times over the least of ours: above 1, we are faster.
+Both sides get the same inputs and, if the weights can be copied, the same weights; samples
+alternate as in `attnzoo compare`, so that a machine that slows down slows both. A ratio is the
+minimum of their times over the minimum of ours: above 1, ours is faster.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
 Call = Callable[[Inputs], Any]
 Pair = tuple[Any, Any]
 
-TIE = 0.03  # least times that are this close are no different
+TIE = 0.03  # minimum times that differ by less count as equal
 COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", "theirs / ours")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; returns 0, or 1 where a peer could not be measured."""
+    """Run the study; returns 0, or 1 if a peer could not be measured."""
     options = _parser().parse_args(argv)
     rows: list[dict[str, Any]] = []
     for peer in PEERS:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
     """One peer against our block: whether they agree, and both passes' times.
 
-    Whatever stops it, theirs or ours, becomes the row's `error`.
+    An exception of either side becomes the row's `error`.
     """
     row: dict[str, Any] = {"block": peer.block, "peer": f"{peer.source} {peer.name}"}
     try:
@@ -65,7 +65,7 @@ def measured(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Match(NamedTuple):
-    """A peer and our block with the same inputs and, where they fit, the same weights."""
+    """A peer and our block with the same inputs and, if they fit, the same weights."""
 
     config: Config
     inputs: Inputs
@@ -121,7 +121,7 @@ def _config(entry: Entry, peer: Peer, c: int | None) -> dict[str, Any]:
 
 
 def randomize_parameters(block: nn.Module) -> None:
-    """Random weights and statistics: nothing hides behind a gate of zero or a bias of zero."""
+    """Set random weights and statistics, since gates and biases of zero would hide errors."""
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -133,7 +133,7 @@ def randomize_parameters(block: nn.Module) -> None:
 
 
 def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[nn.Module, str]:
-    """Our block with their weights; with its own where theirs do not fit, and then says so."""
+    """Our block, with their weights if these fit, and whether outputs can be compared."""
     try:
         weights = peer.keys(theirs.state_dict())
         return attnzoo.from_upstream(entry.name, weights, **config), "equal"
@@ -142,9 +142,9 @@ def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[
 
 
 def agreement(sides: Pair, blocks: Pair, inputs: Inputs) -> str:
-    """`equal` where outputs and input gradients agree to half of the dtype's digits, in eval mode.
+    """`equal` if outputs and input gradients agree to half of the dtype's digits, in eval mode.
 
-    Else how far they are apart, relative to the root mean square of theirs.
+    Else their difference, relative to the root mean square of theirs.
     """
     ours, theirs = (
         list(_results(side, block.eval(), inputs))
@@ -195,7 +195,7 @@ def _trainings(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[
 
 
 def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) -> dict[str, Any]:
-    """Both least times in ms and their ratio, of alternating samples; and the null's ratio."""
+    """Both minimum times of alternating samples in ms, their ratio, and the null's ratio."""
     steps = {
         "a": _settled(ours, device),
         "null": _settled(ours, device),
@@ -218,7 +218,7 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) ->
 
 
 def _settled(step: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The step, warm, that ends when the device has done its work."""
+    """The step after warm-up; on CUDA it waits for the device."""
     for _ in range(3):
         step()
     if torch.device(device).type != "cuda":
@@ -232,7 +232,7 @@ def _settled(step: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def markdown(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
-    """The table, two lines a peer, and why some have none."""
+    """The table, two lines per peer, and the errors."""
     good = [row for row in rows if "error" not in row]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|---|---|---:|---:|---:|"]
     lines += [

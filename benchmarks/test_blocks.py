@@ -1,4 +1,4 @@
-"""How long does each block's training step take? `pytest benchmarks --benchmark-only`."""
+"""The time of each block's training step: `pytest benchmarks --benchmark-only`."""
 
 from collections.abc import Callable
 from typing import Any

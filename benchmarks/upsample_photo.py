@@ -1,12 +1,12 @@
-"""What the upsamplers make of the features of a photograph.
+"""Shows the output of every upsampler on the features of a photograph.
 
     python benchmarks/upsample_photo.py --out docs
 
 The photograph is one of the two that scikit-learn ships. Its features are its colors and the
 responses of a fixed bank of oriented filters, averaged over patches of 16 x 16 pixels. Every
-upsampler enlarges them, with the photograph as its guidance. No weights of authors can be had for
-these features and nothing is trained: the parameters are those of the initialization, so the
-picture shows what a mechanism does before it has learned anything.
+upsampler gets them, with the photograph as its guidance. No authors' weights exist for these
+features and nothing is trained: the parameters have their initial values, so that the picture shows
+what each mechanism does before training.
 """
 
 import argparse
@@ -30,44 +30,45 @@ ORIENTATIONS, SCALES = 4, (1.0, 2.0)
 ABOUT = """\
 # Upsamplers on a photograph
 
-Written by `python benchmarks/upsample_photo.py --out docs`, never by hand.
+This page is written by `python benchmarks/upsample_photo.py --out docs`.
 
 The photograph is `china.jpg`, which scikit-learn ships. Its {channels} features are its colors
 and the responses of a fixed bank of oriented filters, averaged over patches of {patch} x {patch}
 pixels: {height} x {width} patches. Each upsampler gets these features and, as guidance, the
 photograph.
 
-**Nothing is trained.** Every parameter has the value that the authors' initialization gives it, so
-this is no comparison of quality: it shows what each mechanism does before it has learned anything.
-`bilinear` and `implicit` have no parameters; what is shown is all they do. Where a pixel is a
-weighted sum of the source's pixels, features stay features: the weights of `carafe` and `sapa` are
-nearly even at first and blur them, and toward the border they take in zeros; those of `jbu_stack`
-and `jbu_one` compare the photograph's pixels and follow its edges at once, while a single `jbu`
-reaches three pixels and stays near a bicubic resize. `resize_conv` and `ifa` mix the channels by
-random weights, and their colors mean nothing until they are trained. `carafe`, `sapa` and `ifa`
-double the source; the others bring it to the photograph's size.
+**Nothing is trained.** Every parameter has its initial value, as in the authors' code. The page
+therefore does not compare quality; it shows what each mechanism does before training. `bilinear`
+and `implicit` have no parameters, so training would not change them. Upsamplers whose output pixels
+are weighted sums of source pixels preserve the features: the initial weights of `carafe` and `sapa`
+are nearly uniform, which blurs them, and include zeros at the border; those of `jbu_stack` and
+`jbu_one` compare pixels of the photograph and follow its edges even without training; a single
+`jbu` has a radius of three pixels and stays close to bicubic resizing. `resize_conv` and `ifa` mix
+the channels by random weights, so that their colors have no meaning before training. `carafe`,
+`sapa` and `ifa` double the size of the source; the others upsample it to the size of the
+photograph.
 
 ![The photograph, its features, and what each upsampler gives](upsamplers.png)
 
-Colors are the three main components of the features at full size, the same for every map.
+Colors show the three principal components of the features at full size, the same for every map.
 
 | upsampler | result | parameters | error |
 |---|---|---|---|
 {rows}
 "Error" is the root mean square difference from the features of the photograph itself, averaged to
-the size of the result, where every feature has unit variance. `implicit` upsamples nothing: it
-appends waves of the position to an image, and three of them are shown. `attnzoo show NAME` has the
-equation of each.
+the size of the result; every feature has unit variance. `implicit` does not upsample: it appends
+sines and cosines of the position to an image, three of which are shown. `attnzoo show NAME` prints
+the equation of each upsampler.
 """
 
 
 class Result(NamedTuple):
-    """What one upsampler gives."""
+    """The result of one upsampler."""
 
     name: str
     features: Tensor  # 1 C H W
     params: int
-    error: float | None  # root mean square; None where the channels are no features
+    error: float | None  # root mean square; None if the channels are not features
 
     @property
     def title(self) -> str:
@@ -93,7 +94,7 @@ def photograph(height: int, width: int) -> Tensor:
 
 
 def filter_bank() -> Tensor:
-    """Oriented waves under a Gaussian, even and odd, of zero mean: (n, 1, 13, 13)."""
+    """Gabor-like filters, even and odd, of zero mean: (n, 1, 13, 13)."""
     u = torch.arange(-6, 7.0)
     y, x = torch.meshgrid(u, u, indexing="ij")
     filters = []
@@ -125,13 +126,13 @@ def _normalized(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def upsample(name: str, photo: Tensor, target: Tensor) -> Result:
-    """One upsampler as its constructor leaves it, on the patches' features."""
+    """Run one upsampler, with its initial parameters, on the features of the patches."""
     torch.manual_seed(0)
     source, guide = F.avg_pool2d(target, PATCH), _normalized(photo)
     block = attnzoo.build(name, target.shape[1]).eval()
     params = sum(p.numel() for p in block.parameters())
     if name == "implicit":
-        waves = block(target)[:, 4:13:4]  # of three frequencies, along the rows
+        waves = block(target)[:, 4:13:4]  # three frequencies along the rows
         return Result(name, waves, params, None)
     scale = getattr(block, "scale", PATCH)  # sapa: the guidance is `scale` times the source
     if name in ("jbu", "bilinear", "sapa"):
@@ -142,7 +143,7 @@ def upsample(name: str, photo: Tensor, target: Tensor) -> Result:
 
 
 def colors(maps: Sequence[Tensor], like: Tensor) -> list[np.ndarray]:
-    """Each map's three main components, of `like`, as red, green and blue: (H, W, 3)."""
+    """Each map projected on the three principal components of `like`, as RGB: (H, W, 3)."""
     flat = like[0].flatten(1)
     axes = torch.linalg.svd(flat @ flat.T)[0][:, :3]
     axes = axes * axes.sum(0).sign()
@@ -156,7 +157,7 @@ def colors(maps: Sequence[Tensor], like: Tensor) -> list[np.ndarray]:
 
 
 def picture(photo: Tensor, target: Tensor, results: Sequence[Result], path: Path) -> None:
-    """The photograph, its features small and at full size, and what each upsampler gives."""
+    """Plot the photograph, its features at both sizes, and the result of each upsampler."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -190,7 +191,7 @@ def _as_image(x: Tensor) -> np.ndarray:
 
 
 def document(target: Tensor, results: Sequence[Result]) -> str:
-    """docs/upsamplers.md."""
+    """The text of docs/upsamplers.md."""
     height, width = target.shape[2] // PATCH, target.shape[3] // PATCH
     rows = "".join(r.row for r in results)
     return ABOUT.format(

@@ -3,8 +3,8 @@
 Each entry says how a peer is built so that it computes what our block does at a given config, and
 how its weights are renamed. Only comparable layers are listed: timm's `se`, `cbam` and `coord`
 round their hidden widths up to multiples of 8 by default, which is disabled here. Authors' modules
-that no longer import under current versions of torch and timm (Pyraformer, SwiftFormer), or need a
-GPU to import (mamba), are left out.
+that no longer import under current versions of torch and timm (Pyraformer, SwiftFormer), need a GPU
+(mamba, CARAFE, SAPA) or mmcv (GCNet) to import, or stop at an undefined name (BAM), are left out.
 """
 
 import importlib
@@ -158,6 +158,7 @@ def _hidden(config: Config, least: int = 1) -> int:
 
 
 FIGHTING = "fightingcv_attention.attention"
+OPEN_AFF = "aff_pytorch/aff_net/fusion.py"
 PEERS = (
     Peer(
         block="se",
@@ -219,6 +220,13 @@ PEERS = (
         module="timm.models.swiftformer",
         name="EfficientAdditiveAttention",
         keywords=lambda c: {"in_dims": c["c"], "token_dim": c["c"], "num_heads": c["heads"]},
+    ),
+    Peer(
+        block="eca",
+        source="timm",
+        module="timm.layers",
+        name="EcaModule",
+        keywords=lambda c: {"channels": c["c"], "gamma": c["gamma"], "beta": c["b"]},
     ),
     Peer(
         block="se",
@@ -316,6 +324,56 @@ PEERS = (
             "norm": (None, "bn2d"),
             "eps": c["eps"],
         },
+    ),
+    Peer(
+        block="eca",
+        source="BangguWu/ECANet",
+        module="models/eca_module.py",
+        name="eca_layer",
+        keywords=lambda c: {"channel": c["c"], "k_size": c["kernel_size"]},
+        ours={"kernel_size": 3},
+    ),
+    Peer(
+        block="simam",
+        source="ZjjConan/SimAM",
+        module="networks/attentions/simam_module.py",
+        name="simam_module",
+        keywords=lambda c: {"channels": c["c"], "e_lambda": c["e_lambda"]},
+    ),
+    Peer(
+        block="psa",
+        source="murufeng/EPSANet",
+        module="models/epsanet.py",
+        name="PSAModule",
+        keywords=lambda c: {
+            "inplans": c["c"],
+            "planes": c["c_out"] or c["c"],
+            "conv_kernels": list(c["kernels"]),
+            "stride": c["stride"],
+            "conv_groups": list(c["groups"]),
+        },
+    ),
+    Peer(
+        block="ms_cam",
+        source="YimianDai/open-aff",
+        module=OPEN_AFF,
+        name="MS_CAM",
+        keywords=lambda c: {"channels": c["c"], "r": c["reduction"]},
+    ),
+    Peer(
+        block="aff",
+        source="YimianDai/open-aff",
+        module=OPEN_AFF,
+        name="AFF",
+        keywords=lambda c: {"channels": c["c"], "r": c["reduction"]},
+    ),
+    Peer(
+        block="iaff",
+        source="YimianDai/open-aff",
+        module=OPEN_AFF,
+        name="iAFF",
+        keywords=lambda c: {"channels": c["c"], "r": c["reduction"]},
+        ours={"shared_global": True},  # as in their file
     ),
     Peer(
         block="ltae",

@@ -154,7 +154,9 @@ def _check_filters(filters: Tensor, x: Tensor) -> None:
             f"{(wanted[0], x.shape[1], *wanted[1:])}: pad it by k - 1 = {shape[3] - 1} in total"
         )
     if filters.device != x.device:
-        raise ValueError(f"filters is on {filters.device}, x on {x.device}; move one")
+        raise ValueError(
+            f"filters is on {filters.device}, x on {x.device}; move one: filters.to(x.device)"
+        )
     if filters.dtype != x.dtype:
         raise TypeError(f"filters is {filters.dtype}, x {x.dtype}; cast one: filters.to({x.dtype})")
 

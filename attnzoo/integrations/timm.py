@@ -25,7 +25,10 @@ def attn_layer(name: str, **config: Any) -> Callable[..., nn.Module]:
     """
     entry = find(name)
     if "image" not in entry.layouts:
-        raise ValueError(f"{name!r} takes {', '.join(entry.layouts)}; timm's layers take an image")
+        raise ValueError(
+            f"{name!r} takes {', '.join(entry.layouts)}; timm's layers take an image: "
+            "see attnzoo.names(layout='image')"
+        )
 
     def layer(c: int, *, device: Any = None, dtype: Any = None, **_: Any) -> nn.Module:
         return build(name, c, device=device, dtype=dtype, **config)

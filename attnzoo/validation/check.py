@@ -169,7 +169,9 @@ def per_step(value: Tensor, steps: Sequence[int], x: Tensor, *, name: str) -> Te
     """`value`, one number per step, expanded to shape `steps`; (T,) is shared by all samples."""
     dense(name, value, f"of shape {tuple(steps)}")
     if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device}, x on {x.device}; move one")
+        raise ValueError(
+            f"{name} is on {value.device}, x on {x.device}; move one: {name}.to(x.device)"
+        )
     if tuple(value.shape) not in (tuple(steps), tuple(steps[-1:])):
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}; it must be {tuple(steps)} or "
@@ -272,7 +274,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if eager and like.requires_grad and x.is_inference():
         raise ValueError(
-            f"{name} was made in inference_mode, so that autograd cannot save it; take "
+            f"{name} was created in inference_mode, so that autograd cannot save it; pass "
             f"{name}.clone(), or call the block under torch.no_grad()"
         )
     low = autocast_dtype(x)

@@ -1,4 +1,4 @@
-"""A tensor without its gradient, in recorded graphs too."""
+"""Stopping a gradient, also in recorded graphs."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from .. import _torch
 
 
 def stop_gradient(x: Tensor) -> Tensor:
-    """`x.detach()`, in a form that recorded graphs keep.
+    """`x.detach()`, in a form that recorded graphs preserve.
 
-    `run_decompositions()` and `make_fx` write an alias in the place of detach(). There the numbers
-    are the padding row of an embedding, which gets no gradient.
+    `run_decompositions()` and `make_fx` replace `detach()` by an alias, which has a gradient. There
+    the values are looked up as the padding row of an embedding, which gets no gradient.
     """
     if not (_torch.is_exporting() or _torch.proxy_tracing()):
         return x.detach()

@@ -106,7 +106,7 @@ class NotEmpty(NamedTuple):
 
 
 class Unbounded(NamedTuple):
-    """An int that may be 2**31 or more, as a number of bytes or operations may."""
+    """An int that may be 2**31 or more, such as a number of bytes or operations."""
 
     def __str__(self) -> str:
         return "of any size"

@@ -76,6 +76,9 @@ class TripletAttention(nn.Module):
         planes = self.cw.macs(self.c * size.width) + self.hc.macs(size.height * self.c)
         return planes + (self.hw.macs(size.height * size.width) if self.hw else 0)
 
+    def extra_repr(self) -> str:
+        return f"c={self.c}"
+
 
 register(
     "triplet",

@@ -99,6 +99,23 @@ def test_invalid_inputs_raise_clear_errors(name: str) -> None:
         assert len(str(caught.value)) > 20
 
 
+def test_other_shapes_run_or_are_refused_in_words(name: str) -> None:
+    _, block, inputs = made(name)
+    for key, value in inputs.items():
+        for i, tensor in enumerate(tensors(value)):
+            for axis in range(1, tensor.ndim):
+                wider = torch.cat((tensor, tensor.narrow(axis, 0, 1)), axis)
+                bad = [*value[:i], wider, *value[i + 1 :]] if isinstance(value, list) else wider
+                with contextlib.suppress(TypeError, ValueError):
+                    call(block, {**inputs, key: bad})
+
+
+def test_a_printed_block_shows_its_channels(name: str) -> None:
+    entry, block, _ = made(name)
+    if entry.family != "network" and "c" in entry.signature.parameters:
+        assert f"c={block.c}" in block.extra_repr()
+
+
 def test_docstrings_have_every_section_and_argument(name: str) -> None:
     record = attnzoo.describe(name)
     for section in ("title", "paper", "code", "math", "shapes", "differs", "cost"):

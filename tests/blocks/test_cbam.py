@@ -56,7 +56,8 @@ def test_equals_the_authors_formulas(
 
 @pytest.mark.parametrize("plain", [False, True], ids=["by hand", "plain"])
 def test_one_index_gets_the_gradient_of_a_tie(plain: bool) -> None:
-    _, block, inputs = made("cbam", attnzoo.InputSize(height=57, width=80), torch.float64, c=16)
+    extent = attnzoo.InputSize(height=57, width=80)
+    _, block, inputs = made("cbam", extent, torch.float64, c=16, reduction=2)
     x = inputs["x"].round().relu()  # many ties, whole channels and pixels of zeros among them
     x[:, 3], x[:, :, 2] = 0, 0
     wanted = step(block, {"x": x}, lambda leaves: authors(block, leaves["x"]))
@@ -90,6 +91,7 @@ def test_refusals() -> None:
     block = attnzoo.build("cbam", c=32)
     with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
         block(torch.randn(1, 32, 1, 1))
+    assert block(torch.randn(1, 32, 1, 2)).isfinite().all()
     assert block.eval()(torch.randn(1, 32, 1, 1)).isfinite().all()
     with pytest.raises(ValueError, match="built for c=32"):
         block(torch.randn(1, 16, 4, 4))

@@ -169,6 +169,14 @@ def test_small_tensors_use_the_reference_form() -> None:
         pair(torch.ones(6), torch.ones(6))
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_half_precision_takes_the_pair_where_it_may(half: bool, xy: tuple[Tensor, Tensor]) -> None:
+    pair = custom_gradient(reference, Pair(forward, backward, half=half))
+    pair(*(t.bfloat16() for t in xy), 2)
+    pair(*(t.float() for t in xy), 2)
+    assert calls == ["forward" if half else "reference", "forward"]
+
+
 @pytest.mark.parametrize("name", ["cbam", "triplet"])
 def test_second_derivatives_of_a_block_equal_its_reference_forms(name: str) -> None:
     """At a size at which the hand-written pass runs."""

@@ -8,7 +8,7 @@ from formulas import position_attention
 from torch import Tensor, nn
 
 import attnzoo
-from attnzoo.autograd import reference_forms
+from attnzoo.autograd import danet_position, reference_forms
 from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
 
@@ -94,6 +94,15 @@ def test_hand_written_passes_with_odd_strides_and_empty_batches() -> None:
     last = inputs["x"].contiguous(memory_format=torch.channels_last)
     assert_close(step(block, {"x": last}), wanted)
     assert step(block, {"x": inputs["x"][:0]})["outputs"][0].shape == (0, 64, 19, 15)
+
+
+def test_gradients_are_summed_over_runs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal energies give equal weights, which sum to one over all queries."""
+    monkeypatch.setattr(danet_position, "RUN_NUMEL", 1)  # 64 queries in each run
+    q = torch.zeros(1, 2, 48 * 64, dtype=torch.bfloat16)
+    v, gamma = torch.ones_like(q), torch.ones(1, dtype=torch.bfloat16)
+    *_, dv, _ = danet_position.pair.backward((True,) * 4, (q, q, v, gamma), (), torch.ones_like(v))
+    assert (dv - 1).abs().max() < 2**-7
 
 
 def test_hand_written_gradients_are_derivatives() -> None:

@@ -82,7 +82,8 @@ def test_wide_blocks_run_separate_convolutions(c: int, joined: bool, config: dic
 def test_initial_distributions() -> None:
     """torch's default everywhere, as in the authors' modules."""
     block = attnzoo.build("dilated_inception", 64, c_out=128, gated=True)
-    for branches in (block.filter_conv.tconv, block.gate_conv.tconv):
+    alone = attnzoo.build("dilated_inception", 64, c_out=128)
+    for branches in (alone.tconv, block.filter_conv.tconv, block.gate_conv.tconv):
         for kernel, conv in zip((2, 3, 6, 7), branches, strict=True):
             assert_uniform(conv.weight.detach(), (64 * kernel) ** -0.5)
             assert_uniform(conv.bias.detach(), (64 * kernel) ** -0.5)

@@ -7,6 +7,8 @@ import torch
 from timm.layers import SelectiveKernel
 
 import attnzoo
+from attnzoo.autograd import reference_forms
+from attnzoo.blocks.sknet import _pooled
 from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_default
 
@@ -98,6 +100,9 @@ def test_pooled_sums_do_not_overflow_in_half_precision() -> None:
     block = attnzoo.build("sknet", c=32).half().eval()
     x = torch.full((1, 32, 64, 64), 3e3, dtype=torch.float16)
     assert block(x).isfinite().all()
+    features = [torch.randn(2, 8, 5, 7).to(torch.float16) for _ in range(4)]
+    rounded_once = sum(u.float().mean((2, 3), keepdim=True) for u in features).to(torch.float16)
+    assert torch.equal(_pooled(features), rounded_once)
 
 
 def test_layers_start_as_torchs_own() -> None:
@@ -115,6 +120,21 @@ def test_the_output_has_the_memory_format_of_the_input(
     assert y.is_contiguous(memory_format=layout)
     with torch.no_grad():
         assert block(x).is_contiguous(memory_format=layout)
+
+
+def test_training_on_a_cpu_convolves_channels_last() -> None:
+    block, found = attnzoo.build("sknet", c=32), []
+    for path in block.paths:
+        path.conv.register_forward_pre_hook(
+            lambda _, args: found.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    x = torch.randn(2, 32, 6, 5)
+    block(x)
+    with torch.no_grad():
+        block(x)
+    with reference_forms():
+        block(x)
+    assert found == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(("stride", "pixels"), [(1, 143), (2, 7 * 6), (3, 5 * 4)])

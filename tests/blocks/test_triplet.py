@@ -32,7 +32,7 @@ def authors(block: nn.Module, x: Tensor) -> Tensor:
     [{"c": 16}, {"c": 5, "kernel_size": 3}, {"c": 9, "kernel_size": 1, "spatial": False}],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 1), (13, 11), (57, 84)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 1), (13, 11), (57, 88)], ids=str)
 def test_equals_the_authors_formulas(
     config: dict[str, Any], size: tuple[int, int], train: bool
 ) -> None:
@@ -119,8 +119,9 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="c=0 must be at least 1"):
         attnzoo.build("triplet", c=0)
     block = attnzoo.build("triplet", c=8)
-    with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
-        block(torch.randn(1, 8, 1, 1))
+    for shape in ((1, 8, 1, 1), (1, 1, 5, 1), (1, 1, 1, 5)):  # each leaves another gate one value
+        with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
+            block(torch.randn(shape))
     assert attnzoo.build("triplet", c=8, spatial=False)(torch.randn(1, 8, 1, 1)).isfinite().all()
     with pytest.raises(ValueError, match="layout 'image' is"):
         block(torch.randn(8, 4, 4))

@@ -263,6 +263,21 @@ def test_known_variants_are_named(name: str, variant: KnownVariant, prefix: str)
     assert "the keys are those of" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("coordatt", attnzoo.build("coordatt", 32).state_dict()),  # of another width
+        ("danet_channel", {"gamma": torch.zeros(3), "norm.beta": torch.zeros(1)}),
+    ],
+)
+def test_the_authors_keys_are_not_named_as_a_known_variant(
+    name: str, theirs: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match="of another shape|unexpected") as caught:
+        attnzoo.from_upstream(name, theirs, c=64)
+    assert "do not carry over" not in str(caught.value)
+
+
 def test_timm_weights_load_or_are_named_as_a_known_variant() -> None:
     theirs = timm.layers.create_attn("coord", 64, rd_channels=8, bias=True).state_dict()
     attnzoo.from_upstream("coordatt", theirs, c=64)

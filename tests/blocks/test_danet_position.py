@@ -96,9 +96,9 @@ def test_hand_written_passes_with_odd_strides_and_empty_batches() -> None:
     assert step(block, {"x": inputs["x"][:0]})["outputs"][0].shape == (0, 64, 19, 15)
 
 
-def test_gradients_are_summed_over_runs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_summed_over_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal energies give equal weights, which sum to one over all queries."""
-    monkeypatch.setattr(danet_position, "RUN_NUMEL", 1)  # 64 queries in each run
+    monkeypatch.setattr(danet_position, "CHUNK_NUMEL", 1)  # 64 queries in each chunk
     q = torch.zeros(1, 2, 48 * 64, dtype=torch.bfloat16)
     v, gamma = torch.ones_like(q), torch.ones(1, dtype=torch.bfloat16)
     *_, dv, _ = danet_position.pair.backward((True,) * 4, (q, q, v, gamma), (), torch.ones_like(v))

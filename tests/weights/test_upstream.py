@@ -273,7 +273,7 @@ def test_known_variants_are_named(name: str, variant: KnownVariant, prefix: str)
 def test_the_authors_keys_are_not_named_as_a_known_variant(
     name: str, theirs: dict[str, Tensor]
 ) -> None:
-    with pytest.raises(ValueError, match="of another shape|unexpected") as caught:
+    with pytest.raises(ValueError, match=r"of another shape|unexpected") as caught:
         attnzoo.from_upstream(name, theirs, c=64)
     assert "do not carry over" not in str(caught.value)
 

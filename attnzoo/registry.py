@@ -324,12 +324,12 @@ def _add(entry: Entry) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the example of {name!r} does not fit its class: {error}") from error
     own = entry.cls.__module__.startswith(f"{__package__}.")
-    taken = _blocks if own else _catalogue()
+    blocks = _blocks if own else _catalogue()
     with _lock:
-        if name in taken:
-            raise ValueError(f"a block named {name!r} is registered already ({taken[name].cls})")
+        if name in blocks:
+            raise ValueError(f"a block named {name!r} is registered already ({blocks[name].cls})")
         signature.enforce_signature(name, entry.cls)
-        taken[name] = entry
+        blocks[name] = entry
 
 
 def find(name: str) -> Entry:

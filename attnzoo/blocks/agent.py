@@ -38,7 +38,7 @@ from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import AtLeast, Count, PerfectSquare, Width
 
-_GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, whatever the window
+_GRID = 7  # rows and columns of the authors' tables an_bias and na_bias, for every window
 
 
 def agent_attention(
@@ -133,7 +133,7 @@ class AgentAttention(nn.Module):
         )
 
     def _attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if x.shape[0] == 0:  # attention on no samples gives its bias no gradient: add one, drop it
+        if x.shape[0] == 0:  # add a sample, so that the bias gets a gradient, and drop it
             return self._attend(F.pad(x, (0, 0, 0, 0, 0, 1)), size)[:0]
         first, (q, k, v, coarse) = self.class_tokens, self._project(x, size)  # B N C, twice B M C
         a = adaptive_average(_as_map(q[:, first:], size), self.side, self.side).flatten(2).mT
@@ -153,7 +153,7 @@ class AgentAttention(nn.Module):
             return q, k, v, size
         q, (r, h, w) = self.q(x), (self.sr_ratio, *size)
         if r > 1:
-            # Not -w % r: of a symbolic size torch.compile has no remainder of negative numbers.
+            # Not -w % r: torch.compile does not support remainders of negative symbolic sizes.
             edge = (0, (w + r - 1) // r * r - w, 0, (h + r - 1) // r * r - h)
             reduced = self.sr(F.pad(_as_map(x, size), edge))
             x, size = self.norm(reduced.flatten(2).mT), (reduced.shape[2], reduced.shape[3])

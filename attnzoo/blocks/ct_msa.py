@@ -37,8 +37,8 @@ def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Te
     n, steps, width = qkv.shape
     count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
     step = torch.arange(count * window, device=qkv.device)
-    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
-    if ragged:  # the last step, repeated, fills the last window
+    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph pads any T
+    if ragged:  # pad the last window by repeating the last step
         qkv = qkv.index_select(1, step.clamp(max=steps - 1))
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)

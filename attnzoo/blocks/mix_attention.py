@@ -204,7 +204,7 @@ class MixAttention(nn.Module):
 
 def average(x: Tensor, cell: int) -> Tensor:
     """Means over cells of side `cell`; those at the border average only the pixels inside."""
-    # Without padding the last argument changes nothing, but inductor's gradient is wrong with True.
+    # Without padding, count_include_pad has no effect, but inductor's gradient is wrong with True.
     return F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False) if cell > 1 else x
 
 

@@ -92,7 +92,7 @@ class TrendAwareAttention(nn.Module):
         _check_mode(mode, causal, segments, kernel_size)
         self.c, self.heads, self.kernel_size, self.mode = c, heads, kernel_size, mode
         self.causal, self.segments, self.dropout = causal, segments, dropout
-        sides = kernel_size // 2  # a causal convolution pads its input's past itself
+        sides = kernel_size // 2  # causal convolutions are padded in forward
         self.query = nn.Conv1d(c, c, kernel_size, padding=sides if mode == "centered" else 0)
         self.key = nn.Conv1d(c, c, kernel_size, padding=0 if mode == "causal" else sides)
         self.value = nn.Linear(c, c)

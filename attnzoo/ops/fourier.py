@@ -17,7 +17,7 @@ def frequencies(n: int, device: torch.device) -> Tensor:
 def line(low: float, high: float, n: int, device: torch.device) -> Tensor:
     """`torch.linspace` for an n that may be symbolic in a compiled graph: (n,)."""
     steps = torch.arange(n, dtype=fourier_dtype(device), device=device)
-    # no quotient of two whole numbers: in an ONNX model of any size that would be float32
+    # Not a quotient of two ints, which a dynamic ONNX model would compute in float32.
     return low + steps * (high - low) / max(n - 1, 1)
 
 

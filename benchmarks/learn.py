@@ -169,6 +169,11 @@ class Placed(nn.Module):
         return x + y if self.residual and y.shape == x.shape else y
 
 
+def blocks() -> list[str]:
+    """All names that can stand inside a network: whole networks cannot."""
+    return [name for name in attnzoo.names() if attnzoo.describe(name).family != "network"]
+
+
 def config(name: str, layout: str) -> dict[str, Any]:
     """The block's example at this network's width, length and layout."""
     record = attnzoo.describe(name)
@@ -330,16 +335,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"{key} {value} must be at least 1")
     try:
-        blocks = [attnzoo.describe(name).name for name in options.blocks or attnzoo.names()]
+        names = [attnzoo.describe(name).name for name in options.blocks or blocks()]
     except ValueError as error:
         parser.error(str(error))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     results: list[Result] = []
-    for result in run(options.tasks, blocks, seeds, options.epochs, options.jobs):
+    for result in run(options.tasks, names, seeds, options.epochs, options.jobs):
         results.append(result)
         print(f"\r{len(results)} trainings", end="", file=sys.stderr, flush=True)
     if not results:
-        parser.error(f"none of {', '.join(blocks)} fits any of {', '.join(options.tasks)}")
+        parser.error(f"none of {', '.join(names)} fits any of {', '.join(options.tasks)}")
     print(file=sys.stderr)
     lines = table(results)
     print("\n".join(lines))

@@ -24,7 +24,7 @@ def test_a_network_learns_with_a_block_and_without() -> None:
     assert learn.train(task, "se", True, 0, 4) == ours, "a seed decides everything"
 
 
-@pytest.mark.parametrize("name", attnzoo.names())
+@pytest.mark.parametrize("name", learn.blocks())
 def test_rivals_have_as_many_parameters(name: str) -> None:
     tasks = [t for t in learn.TASKS.values() if t.layout in attnzoo.describe(name).layouts]
     for task in tasks:
@@ -66,7 +66,7 @@ def test_the_recipe_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", attnzoo.names())
+@pytest.mark.parametrize("name", learn.blocks())
 def test_every_block_learns(name: str) -> None:
     """With seeds other than the table's."""
     layouts = attnzoo.describe(name).layouts

@@ -4,7 +4,8 @@ No other module of the package uses one. If the installed torch lacks a symbol, 
 return the value that makes callers use their reference form, which is slower but correct.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -189,3 +190,33 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether the module has forward or backward hooks; True if that cannot be determined."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind, True) for kind in kinds)
+
+
+def hooks(module: nn.Module) -> list[str]:
+    """The path and the kind of every hook of a module's layers; none if that cannot be told."""
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+    )
+    return [
+        f"{path}{'.' * bool(path)}{kind.strip('_')}[{i}]"
+        for path, part in module.named_modules()
+        for kind in kinds
+        for i, _ in enumerate(getattr(part, kind, ()))
+    ]
+
+
+@contextlib.contextmanager
+def no_duck_shapes() -> Iterator[None]:
+    """Within it, torch.compile takes sizes that are equal at first for different ones."""
+    try:
+        from torch.fx.experimental import _config
+    except ImportError:
+        yield
+        return
+    with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        yield

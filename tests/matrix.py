@@ -38,6 +38,11 @@ class Cell:
         """Record this text, such as a number."""
         self._node.user_properties.append(("cell", text))
 
+    def says(self, text: str | None) -> None:
+        """What a check of `attnzoo.testing` returned; None is "yes"."""
+        if text is not None:
+            self.value(text)
+
     def refused(self, error: Exception) -> None:
         """Record that the block refuses the input, with the error's message."""
         assert isinstance(error, (ValueError, TypeError)), error

@@ -22,6 +22,7 @@ from .weights import from_upstream
 
 if TYPE_CHECKING:
     from . import blocks as blocks
+    from . import testing as testing
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
     from .blocks.self_self import remove_global_bias
@@ -62,8 +63,8 @@ _LAZY = {  # public functions that are defined in block modules
 
 def __getattr__(name: str) -> Any:
     """Import the block modules on first access, which keeps `import attnzoo` fast."""
-    if name == "blocks":
-        return import_module(".blocks", __name__)
+    if name in ("blocks", "testing"):
+        return import_module(f".{name}", __name__)
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -211,6 +211,7 @@ class UnknownBlockError(ValueError, KeyError):
 
 _SECTIONS = ("Paper", "Code", "Math", "Shapes", "Differs", "Cost")
 _blocks: dict[str, Entry] = {}
+_entry_points: list[Any] | None = None  # those not loaded yet; None before the first look
 _lock = threading.Lock()
 
 
@@ -432,10 +433,34 @@ def build(
 
 
 def _catalogue() -> dict[str, Entry]:
-    """All entries; the first call imports the package's own blocks, which registers them."""
+    """All entries; the first call imports the modules that register them.
+
+    These are the package's own blocks and the modules that other packages name in the entry-point
+    group `attnzoo.blocks`.
+    """
     for package in (".blocks", ".networks"):
         import_module(package, __package__)
+    _load_entry_points()
     return _blocks
+
+
+def _load_entry_points() -> None:
+    """Import what installed packages name, once. Raises ImportError, worded, where that fails."""
+    from importlib.metadata import entry_points
+
+    global _entry_points
+    if _entry_points is None:
+        _entry_points = list(entry_points(group="attnzoo.blocks"))
+    while _entry_points:
+        point = _entry_points.pop()  # first, since what it imports asks for the catalogue
+        try:
+            point.load()
+        except Exception as error:
+            _entry_points.append(point)
+            raise ImportError(
+                f"the entry point {point.name!r} of the group attnzoo.blocks ({point.value}) "
+                f"cannot be loaded: {type(error).__name__}: {error}; mend or uninstall its package"
+            ) from error
 
 
 def _standard_inputs(

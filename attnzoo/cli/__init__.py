@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import bench, compare, list, show, timm, verify
+from . import bench, check, compare, list, show, timm, verify
 
 EPILOG = """\
 examples:
@@ -17,6 +17,7 @@ examples:
   attnzoo compare main .               how this checkout's times differ; status 1 on a regression
   attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
   attnzoo verify                       compare every block with results of its authors' code
+  attnzoo check my_block.py            test your own module like the package's blocks
 """
 
 
@@ -47,6 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (list, show, bench, compare, timm, verify):
+    for command in (list, show, bench, compare, timm, verify, check):
         command.add(commands)
     return parser

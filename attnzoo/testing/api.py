@@ -71,12 +71,13 @@ def chosen(
         if name not in CHECKS:
             near = messages.nearest(name, CHECKS)
             raise ValueError(f"no check is named {name!r}{near}; they are {', '.join(CHECKS)}")
-    return [
+    wanted = [
         one
         for one in CHECKS.values()
         if (one.name in checks if checks is not None else not (fast and one.slow))
         and one.name not in skip
     ]
+    return sorted(wanted, key=lambda one: (one.name != "runs", one.slow))
 
 
 def named(module: nn.Module, inputs: Any) -> Inputs:

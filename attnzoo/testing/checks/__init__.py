@@ -2,6 +2,7 @@
 
 from . import calls as calls
 from . import compilers as compilers
+from . import distributed as distributed
 from . import export as export
 from . import numbers as numbers
 from . import samples as samples

@@ -210,6 +210,11 @@ def hooks(module: nn.Module) -> list[str]:
     ]
 
 
+def declared_ties(module: nn.Module) -> list[str]:
+    """Parameters that a network of transformers declares to be others' too."""
+    return [*(getattr(module, "_tied_weights_keys", None) or ())]
+
+
 @contextlib.contextmanager
 def no_duck_shapes() -> Iterator[None]:
     """Within it, torch.compile takes sizes that are equal at first for different ones."""

@@ -1,4 +1,4 @@
-"""What every suite over the registry needs: a block in some state, its inputs, one step."""
+"""Shared by the tests of every block: a block with random parameters, its inputs, one step."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ from attnzoo.testing.subject import SINGLE as SINGLE
 from attnzoo.testing.subject import SMALL as SMALL
 from attnzoo.testing.subject import Subject, registered
 
-blocks = pytest.mark.every_block  # late, so that a user's blocks get the tests too
+blocks = pytest.mark.every_block  # parametrized at collection, to include --blocks
 
 
 @functools.cache

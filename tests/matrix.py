@@ -38,8 +38,8 @@ class Cell:
         """Record this text, such as a number."""
         self._node.user_properties.append(("cell", text))
 
-    def says(self, text: str | None) -> None:
-        """What a check of `attnzoo.testing` returned; None is "yes"."""
+    def record(self, text: str | None) -> None:
+        """Record what a check of `attnzoo.testing` returned; None stands for "yes"."""
         if text is not None:
             self.value(text)
 

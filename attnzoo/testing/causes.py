@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch import nn
 
 PACKAGE = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
@@ -83,8 +84,8 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
 def explained(error: BaseException) -> tuple[str, str]:
     """Cause, with the line of the module's code, and remedy, empty where it is not known."""
     text = str(error)
-    place = line_of(error)
-    where = f" ({place})" if place else ""
+    places = [submodule_of(error), line_of(error)]
+    where = f" ({', '.join(filter(None, places))})" if any(places) else ""
     for pattern, cause, remedy in KNOWN:
         if re.search(pattern, text):
             return f"{cause}{where}", remedy
@@ -92,6 +93,16 @@ def explained(error: BaseException) -> tuple[str, str]:
     if isinstance(error, AssertionError) and first:
         return first, ""
     return f"{type(error).__name__}: {first[:300]}{where}", ""
+
+
+def submodule_of(error: BaseException) -> str:
+    """`layer1.0.norm`, the innermost submodule whose forward the error left."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "forward"]
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    if not modules:
+        return ""
+    return next((path for path, m in modules[0].named_modules() if m is modules[-1]), "")
 
 
 def line_of(error: BaseException) -> str:

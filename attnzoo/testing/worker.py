@@ -29,7 +29,10 @@ class Runner:
     checks: Sequence[str]
     timeout: float = 60.0
     _child: Child | None = field(default=None, init=False)
-    _errors: IO[bytes] = field(default_factory=tempfile.TemporaryFile, init=False)
+    _errors: IO[bytes] = field(init=False)  # what the process writes to standard error
+
+    def __post_init__(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # it is open as long as this
 
     def subjects(self) -> list[str]:
         """Names of what the target has. Raises ValueError if the target is unusable."""

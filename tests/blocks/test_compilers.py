@@ -1,4 +1,4 @@
-"""Capabilities under compilers: no break, one compilation for all sizes, eager's numbers."""
+"""Capabilities under torch.compile: no graph breaks, no recompilation for new sizes."""
 
 import pytest
 
@@ -11,15 +11,14 @@ pytestmark = blocks
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.capability("compile")
-def test_compiles_without_a_break(name: str, train: bool) -> None:
+def test_compiles_without_a_graph_break(name: str, train: bool) -> None:
     compilers.compiles(subject(name), [train])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
 @pytest.mark.capability("dynamic")
-def test_no_size_is_compiled_twice(name: str, dynamic: bool | None) -> None:
-    """Told that sizes vary: one compilation; left to find out: one more, for the second size."""
+def test_new_sizes_are_not_recompiled(name: str, dynamic: bool | None) -> None:
     assert compilers.dynamic(subject(name), [dynamic]) is None
 
 

@@ -10,7 +10,6 @@ import copy
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch

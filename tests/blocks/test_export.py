@@ -17,34 +17,34 @@ modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @blocks
 @modes
 @pytest.mark.capability("export")
-def test_a_program_trains_as_eager_at_any_size(name: str, train: bool) -> None:
+def test_an_exported_program_trains_like_eager_at_any_size(name: str, train: bool) -> None:
     export.export(subject(name), [train])
 
 
 @pytest.mark.slow
 @blocks
-def test_a_program_gives_eager_outputs_at_tiny_sizes_or_refuses(name: str) -> None:
+def test_an_exported_program_runs_or_refuses_tiny_sizes(name: str) -> None:
     assert export.export_tiny(subject(name)) is None
 
 
 @pytest.mark.slow
 @blocks
 @pytest.mark.capability("export")
-def test_a_saved_program_is_the_program(name: str) -> None:
+def test_a_saved_program_equals_the_block(name: str) -> None:
     export.export_saved(subject(name))
 
 
 @pytest.mark.slow
 @blocks
 @pytest.mark.capability("export")
-def test_a_decomposed_program_has_the_gradients(name: str) -> None:
+def test_a_decomposed_program_keeps_the_gradients(name: str) -> None:
     export.export_decomposed(subject(name))
 
 
 @blocks
 @modes
 @pytest.mark.capability("make_fx")
-def test_recorded_calls_train_as_eager(name: str, train: bool) -> None:
+def test_make_fx_graphs_train_like_eager(name: str, train: bool) -> None:
     export.recorded_by_make_fx(subject(name), [train])
 
 
@@ -79,7 +79,7 @@ guards = pytest.mark.left_out_if(torch.__version__ < (2, 7), "its programs have 
         ),
     ],
 )
-def test_a_program_refuses_a_size_that_is_one_inside(
+def test_a_program_refuses_sizes_that_torch_specializes(
     name: str, least: InputSize, below: InputSize
 ) -> None:
     block, program = export.exported(subject(name), False)

@@ -1,4 +1,4 @@
-"""Capabilities of inputs: sizes, strides, memory formats, what is left alone and kept apart."""
+"""Capabilities of inputs: sizes, strides, memory formats, side effects, independent samples."""
 
 import pytest
 
@@ -14,48 +14,48 @@ modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 
 @modes
 @pytest.mark.capability("batch")
-def test_batches_of_one_and_none(name: str, train: bool, cell: Cell) -> None:
+def test_batches_of_one_and_zero(name: str, train: bool, cell: Cell) -> None:
     refusal = calls.batch(subject(name), [train])
     if refusal is None:
         assert calls.empty_batch(subject(name), [train]) is None
-    cell.says(refusal)
+    cell.record(refusal)
 
 
 @pytest.mark.capability("sizes")
 def test_any_size(name: str, cell: Cell) -> None:
-    cell.says(calls.sizes(subject(name)) or calls.tiny(subject(name)))
+    cell.record(calls.sizes(subject(name)) or calls.tiny(subject(name)))
 
 
 @pytest.mark.parametrize("kind", calls.STRIDES)
 @pytest.mark.capability("strides")
-def test_strides_do_not_matter(name: str, kind: str) -> None:
+def test_strides_do_not_change_results(name: str, kind: str) -> None:
     calls.strides(subject(name), [kind])
 
 
 @pytest.mark.capability("channels_last")
 def test_channels_last_is_kept(name: str, cell: Cell) -> None:
-    cell.says(calls.channels_last(subject(name)))
+    cell.record(calls.channels_last(subject(name)))
 
 
 @pytest.mark.capability("frozen")
-def test_what_wants_no_gradient(name: str) -> None:
+def test_frozen_inputs_and_parameters(name: str) -> None:
     calls.frozen(subject(name))
 
 
 @modes
 @pytest.mark.capability("untouched")
-def test_inputs_and_state_are_left_alone(name: str, train: bool) -> None:
+def test_inputs_and_state_are_not_modified(name: str, train: bool) -> None:
     samples.untouched(subject(name), [train])
 
 
 @pytest.mark.parametrize("value", samples.ISOLATED, ids=str)
 @pytest.mark.capability("isolation")
-def test_a_sample_does_not_see_its_batch(name: str, value: float) -> None:
+def test_a_sample_does_not_depend_on_its_batch(name: str, value: float) -> None:
     assert samples.isolation(subject(name), [value]) is None
 
 
 @pytest.mark.capability("modes")
-def test_batch_norm_and_dropout_act_in_train_mode(name: str) -> None:
+def test_batch_norm_and_dropout_act_only_in_train_mode(name: str) -> None:
     samples.modes(subject(name))
 
 
@@ -75,5 +75,5 @@ def test_calls_of_the_example(name: str, check: Check) -> None:
 
 
 @pytest.mark.parametrize("check", ALONE, ids=lambda check: check.name)
-def test_calls_leave_nothing_behind(name: str, check: Check) -> None:
+def test_calls_have_no_side_effects(name: str, check: Check) -> None:
     check(subject(name))

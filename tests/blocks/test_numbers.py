@@ -42,9 +42,9 @@ def test_autocast_around_the_whole_step(name: str, parameters: torch.dtype) -> N
 
 @pytest.mark.capability("scale_bfloat16")
 def test_scale_bfloat16(name: str, cell: Cell) -> None:
-    cell.says(numbers.scale_bfloat16(subject(name)))
+    cell.record(numbers.scale_bfloat16(subject(name)))
 
 
 @pytest.mark.capability("scale_float16")
 def test_scale_float16(name: str, cell: Cell) -> None:
-    cell.says(numbers.scale_float16(subject(name)))
+    cell.record(numbers.scale_float16(subject(name)))

@@ -10,13 +10,13 @@ pytestmark = blocks
 
 
 @pytest.mark.capability("copy")
-def test_copies_and_pickles_are_the_block(name: str) -> None:
+def test_copies_and_pickles_equal_the_block(name: str) -> None:
     state.deepcopy(subject(name))
     state.pickled(subject(name))
 
 
 @pytest.mark.capability("state_dict")
-def test_state_dicts_are_the_block(name: str) -> None:
+def test_state_dicts_restore_the_block(name: str) -> None:
     state.state_dict(subject(name))
     state.held(subject(name))
     state.tied(subject(name))

@@ -72,9 +72,16 @@ def fences(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", "docs/adding-a-block.md", "docs/insert.md", "docs/networks.md"]
+DOCUMENTS = (
+    "README.md",
+    "docs/adding-a-block.md",
+    "docs/checking.md",
+    "docs/insert.md",
+    "docs/networks.md",
 )
-def test_code_in_documents_prints_what_it_says(path: str) -> None:
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
     code = "\n".join(fences(ROOT / path))
     assert "attnzoo." in code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

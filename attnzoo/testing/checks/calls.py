@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...registry import Inputs, InputSize
 from ..closeness import assert_close
 from ..inputs import call, leaves, map_tensors, tensors
+from ..locate import first_not_finite
 from ..modes import first_wide_result
 from ..outcome import FaultError, check, is_refusal, not_applicable, refused
 from ..resize import batch_size, leading
@@ -29,7 +30,11 @@ def runs(subject: Subject) -> str | None:
     if not outputs:
         raise FaultError("forward returns no tensor", "return a tensor, or a nest of tensors")
     if not finite([o for o in outputs if o.is_floating_point()]):
-        raise FaultError("outputs are not finite", "look for 0 / 0, log(0) and exp of large values")
+        path = first_not_finite(module, inputs)
+        at = f", first those of {path}" if path else ""
+        raise FaultError(
+            f"outputs are not finite{at}", "look for 0 / 0, log(0) and exp of large values"
+        )
     return None
 
 

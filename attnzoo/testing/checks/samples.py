@@ -16,6 +16,7 @@ from ... import _torch
 from ...registry import Inputs
 from ..closeness import assert_close
 from ..inputs import batch_axis, call, leaves, map_tensors, tensors
+from ..locate import first_that_differs
 from ..modes import first_write_to
 from ..outcome import FaultError, check, is_refusal, not_applicable, refused
 from ..resize import batch_size, leading
@@ -166,8 +167,10 @@ def _why_mixed(subject: Subject, module: nn.Module, inputs: Inputs) -> tuple[str
         same = tensor.ndim and len(tensor) == len(order)
         return tensor[order] if same else tensor
 
+    path = first_that_differs(module, inputs, subject.samples(inputs, slice(1)))
+    at = f" (first in {path})" if path else ""
     a, b = (next(tensors(call(module, i)))[:1] for i in (inputs, map_tensors(turned, inputs)))
-    cause = "in eval mode a sample's output depends on the other samples"
+    cause = f"in eval mode a sample's output depends on the other samples{at}"
     if len(order) > 2 and torch.allclose(a, b, rtol=1e-9, atol=1e-12):
         return (
             f"{cause}, whatever their order: a mean, variance, norm or softmax over the batch axis",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ..._torch import hooks
+from ... import _torch
 from ...registry import Inputs
 from ..closeness import assert_close
 from ..inputs import arguments, batch_axis, call, map_tensors, randomize_parameters, tensors
@@ -60,7 +60,7 @@ def _original(subject: Subject) -> tuple[nn.Module, Inputs]:
 
 
 def _assert_twin(module: nn.Module, twin: nn.Module, inputs: Inputs, how: str) -> None:
-    lost = sorted(set(hooks(module)) - set(hooks(twin)))
+    lost = sorted(set(_torch.hooks(module)) - set(_torch.hooks(twin)))
     if lost:
         raise FaultError(f"{how} loses a hook ({lost[0]})")
     assert repr(twin) == repr(module), f"{how} changes the module's repr"
@@ -151,7 +151,7 @@ def _contents(value: Any) -> list[Any]:
 def tied(subject: Subject) -> str | None:
     """no parameter has two names, unless the module declares it in `tied_parameters`"""
     module = subject.build()
-    declared = [*getattr(module, "tied_parameters", ()), *getattr(module, "_tied_weights_keys", ())]
+    declared = [*getattr(module, "tied_parameters", ()), *_torch.declared_ties(module)]
     flat = {key for pair in declared for key in ([pair] if isinstance(pair, str) else pair)}
     names: dict[int, str] = {}
     for key, parameter in module.named_parameters(remove_duplicate=False):

@@ -15,7 +15,7 @@ Trace = list[tuple[str, list[Tensor]]]  # a submodule's path and outputs, in the
 def traced(module: nn.Module, inputs: Inputs) -> Trace:
     """The outputs of every submodule in a call; those of the module itself come last."""
     found: Trace = []
-    handles = []
+    handles: list[Any] = []
 
     def hook_of(path: str) -> Callable[..., None]:
         def hook(part: nn.Module, args: Any, output: Any) -> None:

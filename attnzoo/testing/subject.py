@@ -126,7 +126,7 @@ def subject_of(
     Inputs of other sizes are made from the example: its batch, and the axes of time or space,
     which are those that the module lets vary, are filled with values drawn from the example's.
     """
-    builder = Copies(make) if isinstance(make, nn.Module) else make
+    builder: Callable[[], nn.Module] = Copies(make) if isinstance(make, nn.Module) else make
     usual = _three_samples(builder, inputs)
     axes: list[dict[int, str]] = []
 

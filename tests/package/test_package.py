@@ -71,7 +71,6 @@ def fences(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
 DOCUMENTS = (
     "README.md",
     "docs/adding-a-block.md",
@@ -82,6 +81,7 @@ DOCUMENTS = (
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
+def test_code_in_documents_prints_what_it_says(path: str) -> None:
     code = "\n".join(fences(ROOT / path))
     assert "attnzoo." in code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

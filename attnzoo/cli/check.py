@@ -124,4 +124,4 @@ def junit(found: dict[str, list[Outcome]]) -> bytes:
                 ElementTree.SubElement(case, "failure", message=o.text).text = o.remedy
             elif o.verdict == "n/a":
                 ElementTree.SubElement(case, "skipped", message=o.text)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

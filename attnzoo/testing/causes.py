@@ -117,6 +117,16 @@ def current_line() -> str:
     return _innermost([(f.filename, str(f.lineno)) for f in traceback.extract_stack()])
 
 
+def called_by_torch() -> bool:
+    """Whether torch's own Python code, not the module's, calls the operator that is running."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        wraps = path.is_relative_to(TORCH / "_dynamo") or path == TORCH / "_compile.py"
+        if not (wraps or path.is_relative_to(PACKAGE / "testing")):
+            return path.is_relative_to(TORCH)
+    return False
+
+
 def _innermost(frames: list[tuple[str, str]]) -> str:
     for filename, line in reversed(frames):
         path = Path(filename)

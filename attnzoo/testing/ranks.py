@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -78,9 +78,9 @@ class Ranks:
                 yield f"rank {ranks} gave no answer within {timeout:g} s"
                 return
             for end in ready:
-                rank = waiting.pop(end)  # type: ignore[call-overload]
+                rank = waiting.pop(cast(Connection, end))
                 try:
-                    failure = end.recv()  # type: ignore[union-attr]
+                    failure = cast(Connection, end).recv()
                 except EOFError:
                     self.processes[rank].join()
                     failure = f"the process ended with exit code {self.processes[rank].exitcode}"

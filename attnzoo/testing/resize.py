@@ -78,6 +78,8 @@ def _shape(
     if shape and shape[0] == first.shape[0]:
         shape[0] = batch
     for axis, (before, after) in changes.items():
+        if tensor.ndim == first.ndim and tensor.shape[axis] == 1 < before:
+            continue  # it is broadcast
         if tensor.ndim == first.ndim:
             shape[axis] = -(-tensor.shape[axis] * after // before)
         else:

@@ -152,7 +152,7 @@ class Copies:
         self.module = module
         self.modes = [(part, part.training) for part in module.modules()]
         self.tensors = [
-            (part, key, tensor, tensor.data.clone(), tensor.grad)
+            (part, key, tensor, tensor.data.clone(), tensor.grad if tensor.is_leaf else None)
             for part in module.modules()
             for key, tensor in (
                 *part.named_parameters(recurse=False),

@@ -4,6 +4,7 @@ import pytest
 
 from attnzoo.testing.checks import calls, samples
 from attnzoo.testing.outcome import Check
+from attnzoo.testing.subject import registered
 
 from contract import blocks, subject
 from matrix import Cell
@@ -65,8 +66,8 @@ def test_two_steps_are_bitwise_equal(name: str, train: bool) -> None:
     samples.deterministic(subject(name), [train])
 
 
-BASICS = (calls.runs, calls.dtype, calls.gradients, calls.device)
-ALONE = (samples.seed, samples.stateless, samples.causal, samples.mask)
+BASICS = (calls.runs, calls.dtype, calls.gradients, calls.device, calls.values)
+ALONE = (samples.seed, samples.stateless, samples.causal)
 
 
 @pytest.mark.parametrize("check", BASICS, ids=lambda check: check.name)
@@ -77,3 +78,9 @@ def test_calls_of_the_example(name: str, check: Check) -> None:
 @pytest.mark.parametrize("check", ALONE, ids=lambda check: check.name)
 def test_calls_have_no_side_effects(name: str, check: Check) -> None:
     check(subject(name))
+
+
+def test_masks_hide_what_they_cover(name: str) -> None:
+    """The first norm of ltae sees padding, as its authors' does, unless it is told not to."""
+    config = {"padding_invariant": True} if name == "ltae" else {}
+    samples.mask(registered(name, **config))

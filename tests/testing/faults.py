@@ -108,7 +108,7 @@ class UnusedParameter(Gate):
         self.spare = nn.Linear(C, C)
 
 
-@fault("compile", ".item()")
+@fault("values", ".item()")
 class ItemInForward(Gate):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x) / (1 + x.abs().max().item())

@@ -12,7 +12,7 @@ from ...registry import Inputs, InputSize
 from ..closeness import assert_close
 from ..inputs import call, leaves, map_tensors, tensors
 from ..locate import first_not_finite
-from ..modes import first_wide_result
+from ..modes import DevicesMeet, FormatLost, ReadsOfValues, first_wide_result
 from ..outcome import FaultError, check, is_refusal, not_applicable, refused
 from ..resize import batch_size, leading
 from ..step import finite, named_inputs, step
@@ -358,14 +358,25 @@ def channels_last(subject: Subject) -> str | None:
         torch.manual_seed(3)
         found = step(module, map_tensors(_channels_last, inputs))
         # A bias in front of train-mode BatchNorm has no gradient but rounding: float64 has less.
-        if not train or kind == torch.float64:
+        noisy = train and not subject.registered and _draws(module, inputs)
+        if not noisy and (not train or kind == torch.float64):
             assert_close(found, wanted)
-        with torch.no_grad():
+        with torch.no_grad(), FormatLost() as lost:
             quick = tensors(call(module, map_tensors(_channels_last, inputs)))
+        if lost.operators and not subject.registered:
+            return not_applicable(f"torch's own {lost.operators[0]} does not keep channels_last")
         of_it = slice(None) if subject.registered else slice(1)  # others may be no images
         for output in (*found["outputs"][of_it], *list(quick)[of_it]):
             _is_channels_last(output, train)
     return None
+
+
+def _draws(module: nn.Module, inputs: Inputs) -> bool:
+    """Whether a call draws random numbers, in an order that the memory format decides."""
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        call(module, inputs)
+    return not torch.equal(before, torch.get_rng_state())
 
 
 def _is_channels_last(output: Tensor, train: bool) -> None:
@@ -404,8 +415,6 @@ def frozen(subject: Subject) -> str | None:
 @check("device", remedy="register_buffer, or make the tensor with device=x.device")
 def device(subject: Subject) -> str | None:
     """on another device every tensor is there: no constant stays on the CPU"""
-    from ..modes import DevicesMeet
-
     module, inputs = subject.made()
     module.to("meta")
     with torch.no_grad(), DevicesMeet("meta") as met:
@@ -421,4 +430,22 @@ def device(subject: Subject) -> str | None:
         )
     if any(not o.is_meta for o in outputs):
         raise FaultError("an output is on the CPU whatever device the module is on")
+    return None
+
+
+@check("values", remedy="stay in tensors: torch.where, masks, torch.clamp")
+def values(subject: Subject) -> str | None:
+    """forward reads no value of a tensor into Python, which would wait for the device"""
+    module, inputs = subject.made()
+    ghosts = map_tensors(lambda t: t.to("meta"), inputs)
+    with torch.no_grad(), ReadsOfValues() as found:
+        try:  # off the CPU, where a check of values costs nothing
+            call(subject.module().to("meta"), ghosts)
+        except Exception:
+            if not found.places:
+                call(module, inputs)
+    if found.places:
+        raise FaultError(
+            f"forward reads a value of a tensor, as .item(), float() or `if` do ({found.places[0]})"
+        )
     return None

@@ -10,7 +10,7 @@ import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -73,7 +73,7 @@ def checkpoint_of_ranks(subject: Subject, pair: Ranks | None = None) -> str | No
         torch.manual_seed(8)
         fresh = subject.build().double().eval()
         state = fresh.state_dict()
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+        dcp.load(state, checkpoint_id=folder, no_dist=True)  # type: ignore[attr-defined]
     fresh.load_state_dict(state, strict=True)
     assert_same(fresh.state_dict(), wanted.state_dict())
     assert_close(call(fresh, inputs), call(wanted, inputs))
@@ -128,7 +128,7 @@ def save_sharded(spec: Mapping[str, Any], folder: str) -> None:
 
     module, _ = trained(_subject(spec))
     shard(module)
-    dcp.save(module.state_dict(), checkpoint_id=folder)
+    dcp.save(module.state_dict(), checkpoint_id=folder)  # type: ignore[attr-defined]
 
 
 def shard(module: nn.Module) -> None:
@@ -142,7 +142,7 @@ def shard(module: nn.Module) -> None:
 def _subject(spec: Mapping[str, Any]) -> Subject:
     from ..targets import Spec, subjects
 
-    return subjects(Spec(**spec))[0]
+    return subjects(cast(Spec, spec))[0]
 
 
 def reference(subject: Subject, train: bool) -> dict[str, Any]:

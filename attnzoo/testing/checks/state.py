@@ -287,7 +287,8 @@ def checkpoint(
         def run(points: Inputs, module: nn.Module = module, reentrant: bool = reentrant) -> Any:
             def again(*given: Tensor) -> Any:
                 rest = iter(given)
-                return call(module, map_tensors(lambda _: next(rest), points))
+                outputs = call(module, map_tensors(lambda _: next(rest), points))
+                return tuple(tensors(outputs))  # of a dict it would keep no gradient
 
             return torch_checkpoint(again, *tensors(points), use_reentrant=reentrant)
 

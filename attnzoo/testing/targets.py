@@ -40,7 +40,9 @@ def subjects(spec: Spec) -> list[Subject]:
     elif attribute:
         module = _import(place)
     else:
-        return [subject_from(find(target).name, config, example)]
+        block = subject_from(find(target).name, config, example)
+        block.build()  # a bad config is the caller's mistake, not the block's
+        return [block]
     found = [_attribute(module, attribute)] if attribute else list(_blocks_of(module, config))
     if not found:
         raise ValueError(

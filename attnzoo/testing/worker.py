@@ -56,7 +56,11 @@ class Runner:
                 return
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; nothing can be asked afterwards."""
+        self._stop()
+        self._errors.close()
+
+    def _stop(self) -> None:
         if self._child is not None:
             self._child.close()
         self._child = None
@@ -66,7 +70,7 @@ class Runner:
         self._child = python_process(code, self._errors)
         answer = self._child.ask({"spec": self.spec}, STARTUP)
         if answer.get("error"):
-            self.close()
+            self._stop()
             raise ValueError(answer["error"])
         return answer
 

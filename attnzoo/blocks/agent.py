@@ -186,7 +186,7 @@ class AgentAttention(nn.Module):
         if n == h * w:
             return h, w
         rows, columns = math.isqrt(max(n, 0) * h // w), math.isqrt(max(n, 0) * w // h)
-        if n <= 0 or (rows * columns, rows * w) != (n, columns * h):
+        if n <= 0 or rows * columns != n:
             raise ValueError(
                 f"x has {tokens} tokens (axis T), not {'1 + ' * first}H W of a map shaped like "
                 f"window={self.window}; that takes {first + h * w}, or the window scaled"

@@ -96,6 +96,16 @@ def test_hand_written_passes_equal_the_reference_form_to_second_order(name: str,
         assert_close(by_hand, orders())
 
 
+@pytest.mark.parametrize("name", ["window_sum", "window_dots", "window_spread"])
+def test_chunks_of_channels_give_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function: Callable[..., Tensor] = getattr(windows, name)
+    args = [a.detach() if isinstance(a, Tensor) else a for a in arguments(3)[name]]
+    monkeypatch.setattr(windows, "_CHUNK_NUMEL", args[0].numel() // 2)  # uneven for odd channels
+    by_hand = function(*args)
+    with reference_forms():
+        assert_close(by_hand, function(*args))
+
+
 def test_second_derivatives_use_the_hand_written_passes() -> None:
     """The reference form would keep k x k shifted copies of the map."""
     x, filters = (a.detach().requires_grad_() for a in arguments(3)["window_sum"])

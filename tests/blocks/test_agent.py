@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
@@ -229,6 +230,16 @@ def test_derivatives_by_torch_func(config: dict[str, Any]) -> None:
     assert_close(slope, (wanted * tangent).sum())
 
 
+def test_forward_mode_derivatives() -> None:
+    """Without `torch.func`, which the fused kernels would refuse otherwise."""
+    block = made(**CONFIGS[0])
+    h, w = CONFIGS[0]["window"]
+    x, tangent = torch.randn(2, 2, 8, h, w, dtype=torch.float64)
+    with forward_ad.dual_level():
+        y, along = forward_ad.unpack_dual(block(forward_ad.make_dual(x, tangent)))
+    assert_close([y, along], list(torch.func.jvp(block, (x,), (tangent,))))
+
+
 def test_initial_distributions() -> None:
     """Tables from N(0, 0.02^2), as in the authors' code, and torch's default for the layers."""
     torch.manual_seed(0)
@@ -266,6 +277,7 @@ def test_large_inputs_in_half_precision(dtype: torch.dtype) -> None:
         ({"c": 64, "agents": 0}, "agents=0"),
         ({"c": 12}, "heads=8 must divide c=12; the nearest that do are 6, 12"),
         ({"c": 64, "variant": "swin", "sr_ratio": 2}, "sr_ratio=2 must be 1"),
+        ({"c": 64, "variant": "deit", "layout": "sequence", "sr_ratio": 2}, "sr_ratio=2 must be"),
         ({"c": 64, "variant": "deit"}, "layout='image' must be 'sequence'"),
         ({"c": 64, "variant": "cswin"}, "did you mean 'swin'"),
         ({"c": 64, "window": (0, 7)}, r"window\[0\]=0"),

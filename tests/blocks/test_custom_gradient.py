@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.autograd import Pair, custom_gradient, reference_forms
@@ -41,6 +43,10 @@ def backward(
 
 
 pair = custom_gradient(reference, Pair(forward, backward))
+
+
+class Subclass(Tensor):
+    """An ordinary tensor of another type."""
 
 
 @pytest.fixture
@@ -85,18 +91,94 @@ def test_tracers_and_transforms_run_the_reference_form(xy: tuple[Tensor, Tensor]
     with torch.autocast("cpu", torch.bfloat16):
         pair(x, y, 2)
     pair(x, y.float(), 2)
-    assert set(calls) == {"reference"}
+    pair(*torch.ones(2, 3, device="meta"), 2)
+    pair(x.detach().as_subclass(Subclass), y, 2)
+    make_fx(lambda a: pair(a, y.detach(), 2))(x.detach())
+    constant = y.detach()
+    torch.jit.trace(lambda a: pair(a, constant, 2), x.detach(), check_trace=False)
+    assert calls == ["reference"] * 10
+
+
+def test_compilers_run_the_reference_form(
+    xy: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    pair(*xy, 2)
+    assert calls == ["reference"]
 
 
 def test_reference_forms_affects_one_thread_and_ends(xy: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RuntimeError), reference_forms():
         raise RuntimeError
     with reference_forms():
+        with reference_forms():
+            pass
+        pair(*xy, 2)
+    assert calls.pop() == "reference"
+    with reference_forms():
         thread = threading.Thread(target=lambda: pair(*xy, 2))
         thread.start()
         thread.join()
     pair(*xy, 2)
     assert calls == ["forward", "forward"]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_second_derivatives_run_a_differentiable_backward_pass(
+    xy: tuple[Tensor, Tensor], differentiable: bool
+) -> None:
+    pair = custom_gradient(reference, Pair(forward, backward, differentiable=differentiable))
+    torch.autograd.grad(pair(*xy, 2).sum(), xy, create_graph=True)
+    assert calls == ["forward", "backward" if differentiable else "reference"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["pair", "reference"])
+def test_autocast_is_off_in_the_backward_pass(again: bool) -> None:
+    """The pair ran outside of it, whatever is enabled around `backward()`."""
+    enabled: list[bool] = []
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        enabled.append(torch.is_autocast_enabled("cpu"))
+        return x @ y
+
+    def slopes(needs: object, args: tuple[Tensor, Tensor], saved: object, grad: Tensor) -> tuple:
+        x, y = args
+        enabled.append(torch.is_autocast_enabled("cpu"))
+        return grad @ y.mT, x.mT @ grad
+
+    x, y = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+    z = custom_gradient(product, Pair(lambda x, y: (x @ y, ()), slopes))(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.autograd.grad(z.sum(), (x, y), create_graph=again)
+    assert enabled == [False]
+
+
+def test_an_output_that_is_a_view_takes_a_sum_in_place() -> None:
+    def tail(x: Tensor) -> Tensor:
+        return (2 * x)[1:].mT
+
+    function = custom_gradient(
+        tail, Pair(lambda x: (tail(x), ()), lambda *a: (F.pad(2 * a[-1].mT, (0, 0, 1, 0)),))
+    )
+    x = torch.randn(4, 3, requires_grad=True)
+    y = function(x).add_(1)
+    assert_close(y, (2 * x)[1:].mT + 1)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad[:, 0], torch.tensor([0.0, 2.0, 2.0, 2.0]))
+
+
+def test_second_derivatives_where_an_argument_is_not_used() -> None:
+    def first(x: Tensor, y: Tensor) -> Tensor:
+        return x.square()
+
+    def slopes(needs: object, args: tuple[Tensor, Tensor], saved: object, grad: Tensor) -> tuple:
+        return 2 * args[0] * grad, None
+
+    function = custom_gradient(first, Pair(lambda x, y: (x.square(), ()), slopes))
+    x, y = (torch.randn(3, requires_grad=True) for _ in range(2))
+    found = torch.autograd.grad(function(x, y).sum(), (x, y), create_graph=True, allow_unused=True)
+    assert_close(found[0], 2 * x)
+    assert found[1] is None
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:

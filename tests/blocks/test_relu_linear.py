@@ -9,6 +9,8 @@ from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 
 import attnzoo
+from attnzoo.autograd import reference_forms
+from attnzoo.blocks.relu_linear import relu_linear_attention
 from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
@@ -85,6 +87,8 @@ def test_a_query_orthogonal_to_all_keys_gives_zero(dtype: torch.dtype, eps: floa
     found = step(block, {"x": torch.rand(2, 8, 4, 5).to(dtype)})
     bare = block.norm(torch.zeros(2, 8, 4, 5, dtype=dtype))
     assert torch.equal(found["outputs"][0], bare)
+    with reference_forms():
+        assert torch.equal(block(torch.rand(2, 8, 4, 5).to(dtype)), bare)
     assert all(g.isfinite().all() for g in found["parameters"].values())
     assert not found["inputs"][0].any()
 
@@ -143,3 +147,21 @@ def test_initial_distributions() -> None:
 def test_the_number_of_heads_is_rounded_down_twice() -> None:
     assert attnzoo.build("relu_linear", c=31, dim=8, heads_ratio=0.5).heads == 1
     assert attnzoo.build("relu_linear", c=32, dim=8, heads_ratio=1.4).heads == 5
+    assert attnzoo.build("relu_linear", c=31, dim=8, heads_ratio=1.1).heads == 3
+
+
+def test_eps_is_added_to_the_normalizer() -> None:
+    z = torch.randn(2, 12, 5, dtype=torch.float64)
+    q, k, v = z[:, :4].relu(), z[:, 4:8].relu(), z[:, 8:]
+    scores = q.mT @ k
+    wanted = (scores @ v.mT / (scores.sum(2, keepdim=True) + 0.5)).mT
+    assert_close(relu_linear_attention(z, 4, 0.5), wanted)
+    with reference_forms():
+        assert_close(relu_linear_attention(z, 4, 0.5), wanted)
+
+
+def test_one_value_of_a_train_mode_batch_norm() -> None:
+    block = attnzoo.build("relu_linear", c=8)
+    assert block(torch.randn(1, 8, 1, 2)).isfinite().all()
+    with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
+        block(torch.randn(1, 8, 1, 1))

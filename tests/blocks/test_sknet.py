@@ -122,6 +122,11 @@ def test_the_output_has_the_memory_format_of_the_input(
         assert block(x).is_contiguous(memory_format=layout)
 
 
+def test_autocast_keeps_the_dtype_of_the_input() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attnzoo.build("sknet", c=32)(torch.randn(2, 32, 3, 4)).dtype == torch.float32
+
+
 def test_training_on_a_cpu_convolves_channels_last() -> None:
     block, found = attnzoo.build("sknet", c=32), []
     for path in block.paths:

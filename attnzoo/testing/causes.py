@@ -95,6 +95,17 @@ def explained(error: BaseException) -> tuple[str, str]:
     return f"{type(error).__name__}: {first[:300]}{where}", ""
 
 
+LIMITS_OF_TORCH = (
+    r"Batching rule not implemented|could not create a primitive|not implemented for '|"
+    r"derivative for .* is not implemented|NYI|No C\+\+ compiler|InvalidCxxCompiler"
+)
+
+
+def is_limit_of_torch(error: BaseException) -> bool:
+    """Whether an operator of torch's own lacks what is asked, whatever module calls it."""
+    return re.search(LIMITS_OF_TORCH, str(error)) is not None
+
+
 def submodule_of(error: BaseException) -> str:
     """`layer1.0.norm`, the innermost submodule whose forward the error left."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

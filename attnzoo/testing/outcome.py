@@ -113,7 +113,10 @@ def perform(one: Check, subject: "Subject") -> Outcome:
         outcome = Outcome(one.name, "no", error.cause, error.remedy or one.remedy)
     except Exception as error:
         cause, remedy = causes.explained(error)
-        outcome = Outcome(one.name, "no", cause, remedy or one.remedy)
+        if subject.entry is None and causes.is_limit_of_torch(error):
+            outcome = Outcome(one.name, "n/a", f"torch itself cannot: {cause}")
+        else:
+            outcome = Outcome(one.name, "no", cause, remedy or one.remedy)
     return Outcome(**{**outcome.to_json(), "seconds": time.perf_counter() - start})
 
 

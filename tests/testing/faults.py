@@ -403,6 +403,28 @@ class Encoder(nn.Module):
         return x + self.attention(z, z, z, need_weights=False)[0]
 
 
+class Recurrent(nn.Module):
+    """Right: torch's own LSTM, whose state has the batch as its second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(C, C, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lstm(x)
+
+
+class Tokens(nn.Module):
+    """Right: whole numbers in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(10, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.embedding(x))
+
+
 def image() -> Tensor:
     return torch.randn(2, C, 14, 14)
 
@@ -419,6 +441,8 @@ RIGHT: list[tuple[type[nn.Module], Any]] = [
     (WithDropout, image),
     (Attention, sequence),
     (Encoder, sequence),
+    (Recurrent, sequence),
+    (Tokens, lambda: torch.randint(0, 10, (2, 6))),
     (
         ListInputs,
         lambda: {

@@ -5,7 +5,7 @@ A field names the column that shows it, so that records, tables and pages say th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ..registry import Layout
 from ..validation.types import Total, fit
@@ -25,7 +25,6 @@ from .columns import (
 
 SCHEMA = 2
 Mode = Literal["eager", "compiled", "cudagraph"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 Roof = Literal["bandwidth", "compute", "launch"]
 
 

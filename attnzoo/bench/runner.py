@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import torch
 import torch.distributed as dist
 
 from . import run, store
@@ -58,9 +57,9 @@ class Ranks(NamedTuple):
 
     def device(self, asked: str) -> str:
         """This rank's device: each has its own of a kind, unless one is asked for by index."""
-        device = torch.device(asked)
-        shared = self.size == 1 or device.type == "cpu" or device.index is not None
-        return asked if shared else f"{asked}:{self.local}"
+        if self.size == 1 or asked.startswith("cpu") or ":" in asked:
+            return asked
+        return f"{asked}:{self.local}"
 
     def wait(self) -> None:
         """Until every rank is here. Raises RuntimeError where one has died."""

@@ -220,13 +220,17 @@ attnzoo.register("own_block", Own, layout="image", example={"c": 4})
 """
 
 
-def test_a_row_that_hangs_or_dies_spoils_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def own_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's module that registers a block, found here and by processes of rows."""
     monkeypatch.setattr(registry, "_blocks", dict(registry._catalogue()))
+    monkeypatch.delitem(sys.modules, "own_block_module", raising=False)
     (tmp_path / "own_block_module.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_block")
+def test_a_row_that_hangs_or_dies_spoils_no_other() -> None:
     __import__("own_block_module")
     options = Settings(batch=2, size=4, min_time=0.005)
 
@@ -245,6 +249,22 @@ def test_a_row_that_hangs_or_dies_spoils_no_other(
     assert isinstance(hung, Failure)
     assert hung.error == "stopped: no answer within 10 seconds"
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_block")
+def test_the_command_stops_a_row_that_hangs_and_outlives_one_that_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["own_block", "--import", "own_block_module", "--out", str(tmp_path), *SMALL[:4]]
+    assert cli.main(["bench", *words, "--sweep", "act=die,none", "--isolate"]) == 1
+    died, measured = rows(tmp_path)
+    assert died["error"] == "stopped: its process ended with status 7"
+    assert measured["latency_forward_ms"] > 0
+    assert cli.main(["bench", *words, "--sweep", "act=hang", "--timeout", "5"]) == 1
+    (hung,) = rows(tmp_path)
+    assert hung["error"] == "stopped: no answer within 5 seconds"
+    assert "own_block has no row: stopped: no answer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

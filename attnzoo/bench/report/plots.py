@@ -120,7 +120,8 @@ def _against(chart: Chart, rows: Sequence[PlainRow]) -> "Figure":
         same = [row for row in rows if row["layout"] == layout]
         fills = [f"C{i}" if row["latency_forward_settled"] else "white" for row in same]
         points = [chart.x(row) for row in same], [chart.y(row) for row in same]
-        axes.scatter(*points, s=25, edgecolors=f"C{i}", facecolors=fills, label=layout)
+        axes.scatter(*points, s=25, edgecolors=f"C{i}", facecolors=fills)
+        axes.plot([], [], "o", color=f"C{i}", label=layout)
     (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     xs = [low * (high / low) ** (i / 50) for i in range(51)]
     machines = dict.fromkeys((row["device"], row["dtype"]) for row in rows)
@@ -184,13 +185,14 @@ def _around(axes: "Axes", x: float, y: float) -> "Bbox":
 
 def _label(axes: "Axes", at: tuple[float, float], name: str, taken: "list[Bbox]") -> "Bbox":
     """Write a name right beside its point, where it covers the fewest others; returns its box."""
-    text = axes.annotate(name, at, (0, 0), textcoords="offset pixels", parse_math=False)
+    text = axes.annotate(name, at, (0, 0), textcoords="offset points", parse_math=False)
     text.set(ha="center", va="center", fontsize=7)
     centered = text.get_window_extent()
     steps = centered.width / 2 + 6, centered.height / 2 + 4
     shifts = [(across * steps[0], up * steps[1]) for across, up in PLACES]
     best = min(shifts, key=lambda shift: centered.translated(*shift).count_overlaps(taken))
-    text.set_position(best)
+    points = 72 / axes.figure.dpi  # of the page, which files of any resolution share
+    text.set_position((best[0] * points, best[1] * points))
     return centered.translated(*best)
 
 

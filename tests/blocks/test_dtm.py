@@ -191,9 +191,11 @@ def test_refusals_of_a_call() -> None:
         (maps[:2], None, "list of 3 maps"),
         (maps[0], None, "list of 3 maps"),
         ([torch.randn(2, 3, 5, 5), *maps[1:]], None, "tokenizer='pool'"),
+        ([torch.randn(2, 3, 4, 5), *maps[1:]], None, "tokenizer='pool'"),  # as many numbers
         ([*maps[:2], torch.randn(1, 2, 1, 1)], None, r"features\[2\] has 1 samples"),
         (maps, torch.randn(2, 1, 9), "token has 9 channels"),
         (maps, torch.randn(2, 8), "token has shape"),
+        (maps, torch.randn(2, 1, 1, 8), "token has shape"),
         (maps, torch.randn(1, 1, 8), "token has 1 samples"),
     ):
         with pytest.raises((ValueError, TypeError), match=words):

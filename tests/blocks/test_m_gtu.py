@@ -151,6 +151,8 @@ def test_wrong_lengths_raise_clear_errors() -> None:
         attnzoo.build("m_gtu", 8)(torch.randn(2, 11, 8))
     with pytest.raises(ValueError, match=r"x has 3 steps .* fewer than the kernel of 4"):
         attnzoo.build("m_gtu", 8, gtu_only=True, kernels=(4,))(torch.randn(2, 3, 8))
+    unit = attnzoo.build("m_gtu", 8, gtu_only=True, kernels=(4,))
+    assert unit(torch.randn(2, 4, 8)).shape == (2, 1, 8)
 
 
 def test_checkpoints_of_a_unit_and_of_a_copy_load() -> None:

@@ -252,7 +252,7 @@ def test_step_sizes_below_the_floor_are_raised_to_it() -> None:
         ({"c": 0}, "c=0"),
         ({"c": 4, "state": 0}, "state=0"),
         ({"c": 4, "conv": 0}, "conv=0"),
-        ({"c": 4, "expand": 0.1}, "expand=0.1 leaves no inner channel"),
+        ({"c": 4, "expand": 0.1}, "expand=0.1 leaves no inner channel .* take expand=0.25 or more"),
         ({"c": 4, "dt_rank": 0}, "dt_rank=0"),
         ({"c": 4, "dt_rank": "all"}, "'auto'"),
         ({"c": 4, "dt_min": 0.2}, "dt_min=0.2 must be at most dt_max=0.1"),
@@ -268,8 +268,16 @@ def test_refusals_of_the_constructor(config: dict[str, object], words: str) -> N
         attnzoo.build("mamba", **config)
 
 
+def test_one_step_size_for_all() -> None:
+    block = attnzoo.build("mamba", c=4, dt_min=0.01, dt_max=0.01)
+    assert_close(F.softplus(block.dt_proj.bias), torch.full((8,), 0.01))
+
+
 def test_refusals_of_a_step() -> None:
     block = attnzoo.build("mamba", c=4)
+    for size in (-1, True, 1.0):
+        with pytest.raises(ValueError, match=rf"batch\[1\]={size} must be an int of at least 0"):
+            block.initial_state(2, size)
     with pytest.raises(ValueError, match="x_t has 5 channels"):
         block.step(torch.randn(2, 5))
     with pytest.raises(ValueError, match=r"state.inputs has shape .* start from"):

@@ -483,6 +483,10 @@ def test_a_series_too_short_for_the_levels_is_refused() -> None:
         attnzoo.build("pyraformer", c=8)(torch.randn(1, 63, 8))
     with pytest.raises(ValueError, match=words.replace("x has 63 steps", "length=63")):
         attnzoo.pyraformer_mask(63, [4, 4, 4], 3)
-    for arguments, wrong in (((0, [4], 3), "length=0"), ((8, [4], 0), "inner=0")):
+    for arguments, wrong in (
+        ((0, [4], 3), "length=0"),
+        ((8, [4], 0), "inner=0"),
+        ((8, [4, 0], 3), r"windows\[1\]=0"),
+    ):
         with pytest.raises(ValueError, match=f"{wrong} must be at least 1"):
             attnzoo.pyraformer_mask(*arguments)

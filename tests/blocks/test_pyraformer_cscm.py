@@ -92,7 +92,7 @@ def test_half_precision_parameters_accept_float32_inputs_under_autocast(half: to
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="c=3 leaves bottleneck=c // 4 no channel"):
+    with pytest.raises(ValueError, match=r"no channel; give bottleneck=1, or c=4 or more"):
         attnzoo.build("pyraformer_cscm", c=3)
     attnzoo.build("pyraformer_cscm", c=3, kind="conv")
     with pytest.raises(ValueError, match=r"windows\[0\]=0 must be at least 1"):
@@ -101,7 +101,7 @@ def test_refusals() -> None:
         attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2])(torch.randn(1, 7, 8))
     block = attnzoo.build("pyraformer_cscm", c=8, windows=[4, 2])
     with pytest.raises(
-        ValueError, match=r"x of shape \(1, 8, 8\) gives train-mode BatchNorm 1 value"
+        ValueError, match=r"x of shape \(1, 8, 8\) .* BatchNorm 1 value .* larger batch or T, or"
     ):
         block(torch.randn(1, 8, 8))
     assert block(torch.randn(2, 8, 8)).shape == (2, 11, 8)

@@ -97,7 +97,8 @@ def explained(error: BaseException) -> tuple[str, str]:
 
 LIMITS_OF_TORCH = (
     r"Batching rule not implemented|could not create a primitive|not implemented for '|"
-    r"derivative for .* is not implemented|NYI|RNN, GRU|allow_rnn|No C\+\+ compiler|InvalidCxxCompiler"
+    r"derivative for .* is not implemented|NYI|RNN, GRU|allow_rnn|"
+    r"No C\+\+ compiler|InvalidCxxCompiler"
 )
 
 

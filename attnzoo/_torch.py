@@ -5,7 +5,7 @@ return the value that makes callers use their reference form, which is slower bu
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ _is_legacy_batched = _symbol("_C._functorch.is_legacy_batchedtensor")
 _is_wrapped = _symbol("_C._functorch.is_functorch_wrapped_tensor")
 _softmax_backward_data = _symbol("_softmax_backward_data")
 _is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
 
 
 def is_exporting() -> bool:
@@ -187,9 +189,24 @@ def normalizes_batches(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether the module has forward or backward hooks; True if that cannot be determined."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, True) for kind in kinds)
+    """Whether a call of the module runs more than its class's `forward`: hooks, its own or all
+    modules', or a `forward` put on this one; True if that cannot be determined.
+    """
+    for kind in _GLOBAL_HOOKS:
+        if getattr(torch.nn.modules.module, kind, True):
+            return True
+    for kind in _HOOKS:
+        if getattr(module, kind, True):
+            return True
+    return "forward" in module.__dict__
+
+
+def own_parameters(module: nn.Module) -> Iterable[Tensor]:
+    """The parameters of a module without those of its children."""
+    own: dict[str, Tensor | None] | None = getattr(module, "_parameters", None)
+    if own is None:
+        return module.parameters(recurse=False)
+    return [parameter for parameter in own.values() if parameter is not None]
 
 
 def hooks(module: nn.Module) -> list[str]:

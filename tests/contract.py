@@ -37,3 +37,12 @@ def made(
     """A block with random parameters, none of them left at zero, and matching inputs."""
     one, size = registered(name, **config), extent or find(name).input_size
     return find(name), one.module(dtype, train), one.inputs(size, dtype)
+
+
+def inner_layers(block: nn.Module) -> dict[str, nn.Module]:
+    """The layers within a block that have parameters and no layers of their own."""
+    return {
+        path: module
+        for path, module in block.named_modules()
+        if path and not any(module.children()) and any(True for _ in module.parameters())
+    }

@@ -38,8 +38,8 @@ class AFF(nn.Module):
         self.global_att = Pointwise(c, hidden)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        check.image(x, self.c, self.local_att.reduce.weight)
-        check.image(y, self.c, self.local_att.reduce.weight, name="y")
+        check.image(x, self.c, self.local_att)
+        check.image(y, self.c, self.local_att, name="y")
         check.same_shape(y=y, x=x)
         check.batch_norm(self.global_att.bn1, x.shape[0], x, grow="batch")
         w = context_gate(x + y, self.local_att, self.global_att)

@@ -112,10 +112,10 @@ class AgentAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.layout == "image":
-            check.image(x, self.c, self.proj.weight)
+            check.image(x, self.c, self.proj)
             size = x.shape[2], x.shape[3]
             return _as_map(self._attend(x.flatten(2).mT, size), size)
-        check.sequence(x, self.c, self.proj.weight)
+        check.sequence(x, self.c, self.proj)
         size = self._size(x.shape[-2])
         return leading.unfold(self._attend(leading.fold(x), size), x)
 

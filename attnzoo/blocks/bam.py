@@ -72,7 +72,7 @@ class BAM(nn.Module):
         self.spatial.add_module(f"relu_{name}", nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, next(self.parameters()))
+        check.image(x, self.c, self)
         check.batch_norm(self.channel.get_submodule("bn_1"), x.shape[0], x, grow="batch")
         g = self.channel(x.mean((2, 3)))[:, :, None, None]  # B C 1 1
         s = self.spatial(x)  # B 1 H W

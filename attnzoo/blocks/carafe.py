@@ -81,7 +81,7 @@ class CARAFE(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
-        check.image(source, self.c, self.content_encoder.bias, name="source")
+        check.image(source, self.c, self.content_encoder, name="source")
         b, c, h, w = source.shape
         k, g, s = self.kernel, self.groups, self.scale
         m = upcast(self.content_encoder(self.channel_compressor(source)))  # B (G K K ss) H W

@@ -81,7 +81,7 @@ class CBAM(nn.Module):
         self.spatial = MaxMeanGate(kernel_size) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.fc1.weight)
+        check.image(x, self.c, self.fc1)
         x, s = self.channel_gate(x)
         if self.spatial is None:
             return x * s[:, :, None, None]

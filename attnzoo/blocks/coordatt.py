@@ -60,7 +60,7 @@ class CoordAtt(nn.Module):
         self.conv_w = nn.Conv2d(hidden, gates, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.conv1.weight)
+        check.image(x, self.c, self.conv1)
         b, _, h, w = x.shape
         check.batch_norm(self.bn1, b * (h + w), x)
         dtype = upcast_dtype(x.dtype)  # sums over a strip can overflow

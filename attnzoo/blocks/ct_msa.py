@@ -23,29 +23,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
+from ..ops.padding import Padding
 from ..ops.precision import autocast_disabled, downcast, upcast
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Depth, NonNegative, Rate, Width
 
 
-def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Tensor:
+def windowed_attention(
+    qkv: Tensor, heads: int, window: int, causal: bool, hidden: Tensor | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v within windows of time: (N, T, 3C) to (N, T, C).
 
-    The last window may be shorter; scores of half precision are computed in float32.
+    The last window may be shorter; half precision has its scores in float32. No step before them
+    sees the steps at a sample's end that are True in `hidden` (N, T).
     """
     n, steps, width = qkv.shape
     count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
     step = torch.arange(count * window, device=qkv.device)
-    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph pads any T
-    if ragged:  # pad the last window by repeating the last step
-        qkv = qkv.index_select(1, step.clamp(max=steps - 1))
+    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
+    last = step.clamp(max=steps - 1)
+    if ragged:  # the last step, repeated, fills the last window
+        qkv = qkv.index_select(1, last)
     q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
     with autocast_disabled(q):  # half-precision products may overflow
         scores = q @ k.mT  # NM heads W W
     if causal:  # masks the repeated steps, too, which come after every other
         scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
+    elif hidden is not None:  # hidden steps see all, since a softmax of nothing would be nan
+        unseen = hidden.index_select(1, last) | (step >= steps)  # N MW
+        blocked = unseen.view(-1, 1, 1, window) & ~unseen.view(-1, 1, window, 1)
+        scores = scores.masked_fill(blocked, float("-inf"))
     elif ragged:
         blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
         scores = scores.masked_fill(blocked, float("-inf"))
@@ -56,6 +65,10 @@ def windowed_attention(qkv: Tensor, heads: int, window: int, causal: bool) -> Te
 
 class CTMSA(nn.Module):
     """Causal temporal multi-head self-attention on (..., T, C).
+
+    In a batch of series of different lengths `key_padding_mask` (..., T) names the steps to be
+    ignored, True: the others have the positions and windows of a series without them; the outputs
+    of padded steps are zero.
 
     Args:
         c: channels in and out.
@@ -103,20 +116,29 @@ class CTMSA(nn.Module):
         hidden = 2 * c if mlp_dim is None else mlp_dim
         self.layers = nn.ModuleList(_Layer(*config, hidden) for _ in range(depth))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        check.sequence(x, self.c, self.attention if self.attention_only else self.positions)
+        padded = check.padding_mask(key_padding_mask, x.shape[:-1], x)
+        if padded is None:
+            return unfold(self._attend(fold(x), None), x)
+        padding = Padding.of(fold(padded, keep=1))
+        y = padding.unpack(self._attend(padding.pack(fold(x)), padding.hidden))
+        return unfold(y, x)
+
+    def _attend(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """(N, T, C) to the same; a step hidden in (N, T) is seen by none before it."""
         if self.attention_only:
-            check.sequence(x, self.c, self.attention.proj.weight)
-            return unfold(self.attention(fold(x)), x)
-        check.sequence(x, self.c, self.positions)
+            attended: Tensor = self.attention(x, hidden)
+            return attended
         if x.shape[-2] > self.length:
             raise ValueError(
                 f"x has {x.shape[-2]} steps (axis -2 of shape {tuple(x.shape)}); the block has "
                 f"positions for length={self.length}: build it with length={x.shape[-2]}"
             )
-        y = downcast(fold(x), self.positions) + self.positions[: x.shape[-2]]
+        y = downcast(x, self.positions) + self.positions[: x.shape[-2]]
         for layer in self.layers:
-            y = layer(y)
-        return unfold(y, x).to(x.dtype)
+            y = layer(y, hidden)
+        return y.to(x.dtype)
 
     def macs(self, size: InputSize) -> int:
         if self.attention_only:
@@ -139,11 +161,11 @@ class TemporalAttention(nn.Module):
         self.proj = nn.Linear(c, c)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         window = self.window or x.shape[-2]
         if not torch.compiler.is_compiling():  # a graph of dynamic length needs a fixed window
             window = min(window, x.shape[-2])
-        attended = windowed_attention(self.qkv(x), self.heads, window, self.causal)
+        attended = windowed_attention(self.qkv(x), self.heads, window, self.causal, hidden)
         y: Tensor = self.dropout(self.proj(attended))
         return y
 
@@ -177,8 +199,8 @@ class _Layer(nn.Module):
         self.fc2 = nn.Linear(mlp_dim, c)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        x = x + self.attention(x, hidden)
         hidden = self.dropout(F.gelu(self.fc1(self.norm(x))))
         y: Tensor = x + self.dropout(self.fc2(hidden))
         return y

@@ -56,7 +56,7 @@ class DANet(nn.Module):
             self.conv51, self.conv52 = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.sa.gamma)
+        check.image(x, self.c, self.sa)
         if not self.head:
             both: Tensor = self.sa(x) + self.sc(x)
             return both

@@ -79,7 +79,7 @@ class DIA(nn.Module):
         self._scales: tuple[float, float] = types.fit("scales", value, tuple[float, float])
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.conv.weight)
+        check.image(x, self.c, self.conv)
         x, average, maximum = pool(x)
         a, b = self.downavg(average), self.downmax(maximum)  # B 1 ceil(H/2) ceil(W/2)
         z = [b, a]

@@ -27,8 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.folding import is_plain
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
+from ..ops.padding import Padding
 from ..ops.time_conv import time_conv
 from ..registry import InputSize, register
 from ..validation import check, messages
@@ -40,6 +42,9 @@ _WASTE = 65_536
 
 class DilatedInception(nn.Module):
     """Dilated inception on (..., T, C).
+
+    In a batch of series of different lengths `key_padding_mask` (..., T) names the steps to be
+    ignored, True; their outputs are zero. With `padding="valid"` a sample's own outputs come first.
 
     Args:
         c: channels in.
@@ -80,17 +85,36 @@ class DilatedInception(nn.Module):
         else:
             self.tconv = branches()
 
-    def forward(self, x: Tensor) -> Tensor:
-        convs = [m for m in self.modules() if isinstance(m, nn.Conv1d)]  # filter before gate
-        check.sequence(x, self.c, convs[0].weight)
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        check.sequence(x, self.c, self)
         self._check_steps(x)
-        h, dilation = fold(x), self.dilation  # N T C
+        padded = check.padding_mask(key_padding_mask, x.shape[:-1], x)
+        if padded is None:
+            return unfold(self._convolved(fold(x)), like=x)
+        padding = Padding.of(fold(padded, keep=1))
+        y = self._convolved(padding.pack(fold(x)))
         if self.padding == "causal":
-            if not torch.compiler.is_compiling():  # taps before the first step read only zeros
-                dilation = min(dilation, x.shape[-2])
+            return unfold(padding.unpack(y), like=x)
+        hidden = padding.hidden[:, self.reach :, None]  # an output ends at its last step
+        return unfold(y.masked_fill(hidden, 0), like=x)
+
+    def _convolved(self, h: Tensor) -> Tensor:
+        """(N, T, C) to (N, T, c_out), or with padding="valid" to fewer steps."""
+        dilation = self.dilation
+        pair = (self.filter_conv, self.gate_conv) if self.gated else ()
+        layers = [m for convs in pair for m in convs["tconv"].children()] or list(self.tconv)
+        plain = [m for m in layers if isinstance(m, nn.Conv1d) and is_plain(m, nn.Conv1d)]
+        folds = len(plain) == len(layers) and all(m.bias is not None for m in plain)
+        if self.padding == "causal":
+            if folds and not torch.compiler.is_compiling():
+                dilation = min(dilation, h.shape[1])  # taps beyond all of T see zeros alike
             h = F.pad(h, (0, 0, (max(self.kernels) - 1) * dilation, 0))
-        u = (self._joined if self.as_one else self._apart)(h, convs, dilation)
-        return unfold(gated_tanh(u) if self.gated else u, like=x)
+        if folds:
+            u = (self._joined if self.as_one else self._apart)(h, plain, dilation)
+        else:
+            parts = zip(layers, self._parts(h, dilation), strict=True)
+            u = torch.cat([layer(part.mT).mT for layer, part in parts], -1)
+        return gated_tanh(u) if self.gated else u
 
     def _joined(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
         """All branches as one convolution: shorter kernels begin with zeros."""
@@ -100,13 +124,14 @@ class DilatedInception(nn.Module):
         return time_conv(h, weight, bias, dilation=dilation)
 
     def _apart(self, h: Tensor, convs: list[nn.Conv1d], dilation: int) -> Tensor:
-        """One convolution per branch, each from the first step that it needs."""
-        starts = [(max(self.kernels) - m.kernel_size[0]) * dilation for m in convs]
-        branches = [
-            time_conv(h[:, start:], m.weight, m.bias, dilation=dilation)
-            for start, m in zip(starts, convs, strict=True)
-        ]
-        return torch.cat(branches, dim=-1)
+        """One convolution a branch."""
+        parts = zip(convs, self._parts(h, dilation), strict=True)
+        return torch.cat([time_conv(p, m.weight, m.bias, dilation=dilation) for m, p in parts], -1)
+
+    def _parts(self, h: Tensor, dilation: int) -> list[Tensor]:
+        """What each branch convolves, from the first step that it needs on."""
+        kernels = self.kernels * (2 if self.gated else 1)
+        return [h[:, (max(kernels) - kernel) * dilation :] for kernel in kernels]
 
     @property
     def reach(self) -> int:

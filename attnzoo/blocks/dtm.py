@@ -96,7 +96,7 @@ class DTM(nn.Module):
         return (out, y) if need_tokens else out
 
     def _check(self, features: Sequence[Tensor], token: Tensor | None) -> None:
-        like = self.proj_norm.a_2
+        like = self.proj_norm
         if not isinstance(features, (list, tuple)) or len(features) != len(self.sizes):
             listed = isinstance(features, (list, tuple))
             got = f"{len(features)} maps" if listed else f"a {type(features).__name__}"

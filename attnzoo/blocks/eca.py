@@ -55,7 +55,7 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, int(taps), padding=int(taps) // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.conv.weight)
+        check.image(x, self.c, self.conv)
         g = x.mean((2, 3))  # B C
         z: Tensor = self.conv(g[:, None])[:, 0]
         return x * z.sigmoid()[:, :, None, None].to(x.dtype)

@@ -45,7 +45,7 @@ class EMA(nn.Module):
         self.conv3x3 = nn.Conv2d(d, d, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.conv1x1.weight)
+        check.image(x, self.c, self.conv1x1)
         b, c, h, w = x.shape
         u = x.reshape(b * self.groups, c // self.groups, h, w)  # N d H W
         strips = torch.cat((u.mean(3, keepdim=True), u.mean(2, keepdim=True).mT), 2)

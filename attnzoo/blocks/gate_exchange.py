@@ -53,7 +53,7 @@ class GateExchange(nn.Module):
         check.listed(features, len(self.gates), name="features")
         named = {f"features[{i}]": x for i, x in enumerate(features)}
         for name, x in named.items():
-            check.image(x, self.c, next(self.parameters()), name=name)
+            check.image(x, self.c, self, name=name)
         check.same_shape(**named)
         means = [x.mean((2, 3)) for x in features]  # each B C
         gates = torch.stack([gate(z) for gate, z in zip(self.gates, means, strict=True)])

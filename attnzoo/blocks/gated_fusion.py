@@ -51,8 +51,8 @@ class GatedFusion(nn.Module):
             self.out = nn.Sequential(_linear(c), hidden, nn.ReLU(), _linear(c), *_norm(c, ported))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        check.token(x, self.c, next(self.parameters()))
-        check.token(y, self.c, next(self.parameters()), name="y")
+        check.token(x, self.c, self)
+        check.token(y, self.c, self, name="y")
         check.same_shape(y=y, x=x)
         hx, hy = fold(x, keep=1), fold(y, keep=1)  # all positions: M C
         if self.out is not None:

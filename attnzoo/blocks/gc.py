@@ -66,7 +66,7 @@ class GlobalContext(nn.Module):
         self.add = _transform(c, hidden) if fusion != "mul" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, next(self.parameters()))
+        check.image(x, self.c, self)
         z = self.context(x).to(x.dtype)  # B C
         y = x if self.mul is None else x * self.mul(z).sigmoid()[:, :, None, None].to(x.dtype)
         return y if self.add is None else y + self.add(z)[:, :, None, None].to(x.dtype)

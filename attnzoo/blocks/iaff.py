@@ -45,8 +45,8 @@ class IAFF(nn.Module):
         self.global_att2 = None if shared_global else Pointwise(c, hidden)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        check.image(x, self.c, self.local_att.reduce.weight)
-        check.image(y, self.c, self.local_att.reduce.weight, name="y")
+        check.image(x, self.c, self.local_att)
+        check.image(y, self.c, self.local_att, name="y")
         check.same_shape(y=y, x=x)
         check.batch_norm(self.global_att.bn1, x.shape[0], x, grow="batch")
         v = y.lerp(x, context_gate(x + y, self.local_att, self.global_att))

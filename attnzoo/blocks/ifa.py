@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.folding import is_pointwise
+from ..ops.folding import is_plain, is_pointwise
 from ..ops.fourier import fourier_grid, line
 from ..ops.memory_format import match_memory_format
 from ..registry import InputSize, register
@@ -43,19 +43,18 @@ class IFA(nn.Module):
         )
 
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
-        check.image(source, self.c, next(self.mlp.parameters()), name="source")
+        check.image(source, self.c, self, name="source")
         b, _, h, w = source.shape
         check.batch_norm(self.mlp[1], 4 * b * h * w, source)
         place = positions(h, w, source.device).to(source.dtype).expand(b, 82, 2 * h, 2 * w)
-        y = self.mlp[3](self.mlp[2](self.mlp[1](self._first(source, place))))
+        if is_plain(self.mlp, nn.Sequential) and is_pointwise(self.mlp[0]):
+            y = self.mlp[3](self.mlp[2](self.mlp[1](self._first(self.mlp[0], source, place))))
+        else:
+            y = self.mlp(torch.cat((_doubled(source), place), 1))
         return match_memory_format(y, source)
 
-    def _first(self, source: Tensor, place: Tensor) -> Tensor:
+    def _first(self, conv: nn.Conv2d, source: Tensor, place: Tensor) -> Tensor:
         """The first convolution of the doubled source and the positions."""
-        conv = self.mlp[0]
-        if not is_pointwise(conv):
-            y: Tensor = conv(torch.cat((_doubled(source), place), 1))
-            return y
         of_source, of_place = conv.weight[:, : self.c], conv.weight[:, self.c :]
         return _doubled(F.conv2d(source, of_source)) + F.conv2d(place[:1], of_place, conv.bias)
 

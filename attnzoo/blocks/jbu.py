@@ -109,8 +109,8 @@ class JBU(nn.Module):
         return match_memory_format(y.to(source.dtype), source)
 
     def _check(self, source: Tensor, guidance: Tensor) -> None:
-        check.image(source, self.c, self.range_temp, name="source")
-        check.image(guidance, self.guidance, self.range_temp, name="guidance")
+        check.image(source, self.c, self, name="source")
+        check.image(guidance, self.guidance, self, name="guidance")
         check.same_batch(source=source, guidance=guidance)
         if guidance.shape[2] <= self.radius or guidance.shape[3] <= self.radius:
             least = self.radius + 1

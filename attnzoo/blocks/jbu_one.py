@@ -50,8 +50,8 @@ class JBUOne(nn.Module):
         self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        check.image(source, self.c, self.up.range_temp, name="source")
-        check.image(guidance, self.guidance, self.up.range_temp, name="guidance")
+        check.image(source, self.c, self.up, name="source")
+        check.image(guidance, self.guidance, self.up, name="guidance")
         check_sizes(source, guidance, self.radius)
         return upsample(source, guidance, (self.up,) * 4, self.fixup_proj)
 

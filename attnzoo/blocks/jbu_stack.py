@@ -89,8 +89,8 @@ class JBUStack(nn.Module):
         self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        check.image(source, self.c, self.up1.range_temp, name="source")
-        check.image(guidance, self.guidance, self.up1.range_temp, name="guidance")
+        check.image(source, self.c, self.up1, name="source")
+        check.image(guidance, self.guidance, self.up1, name="guidance")
         check_sizes(source, guidance, self.radius)
         steps = (self.up1, self.up2, self.up3, self.up4)
         return upsample(source, guidance, steps, self.fixup_proj)

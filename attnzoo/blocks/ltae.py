@@ -38,13 +38,14 @@ from torch import Tensor, nn
 from .._torch import normalizes_batches
 from ..autograd import needs_reference_form
 from ..ops import leading
-from ..ops.pooling_over_time import attention_pool, group_norm_over_time
+from ..ops.folding import is_plain, is_projection
+from ..ops.pooling_over_time import attention_pool, group_norm_over_time, scored_pool
 from ..ops.precision import upcast, upcast_dtype
 from ..ops.sinusoid import sinusoid
 from ..registry import Inputs, InputSize, Random, register
-from ..validation import check, messages
+from ..validation import check
 from ..validation.types import Count, Rate, Width
-from . import _ltae_original as original
+from . import _ltae_steps as encoding
 
 
 def lightweight_attention(
@@ -119,8 +120,8 @@ class LTAE(nn.Module):
     ) -> None:
         super().__init__()
         old, width = variant == "original", c if d_model is None else d_model
-        _check_widths(c, heads, d_model, mlp, old)
-        original.check_options(variant, positions, padding_invariant, length, d_model)
+        encoding.check_widths(c, heads, d_model, mlp, old)
+        encoding.check_options(variant, positions, padding_invariant, length, d_model)
         self.c, self.heads, self.d_k, self.width, self.period = c, heads, d_k, width, period
         self.variant, self.layout = variant, layout
         self.positions, self.padding_invariant = positions, padding_invariant
@@ -138,7 +139,10 @@ class LTAE(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out_norm = nn.LayerNorm(mlp[-1]) if old else nn.GroupNorm(heads, mlp[-1])
         if old:
-            self.position_enc = original.position_table(positions, length, width, heads, period)
+            self.position_enc = encoding.position_table(positions, length, width, heads, period)
+            first = 0 if isinstance(positions, tuple) else 1
+            rows = length if d_model else self.position_enc.num_embeddings - first
+            self.table_span = first, rows
 
     def forward(
         self,
@@ -180,29 +184,35 @@ class LTAE(nn.Module):
         self, x: Tensor, positions: Tensor | None, padded: Tensor | None, steps: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """The pooled steps of (B, T, C, P), and their weights."""
-        key = self.key.weight.view(self.heads, self.d_k, self.width) / math.sqrt(self.d_k)
-        query = (self.query[:, :, None] * key).sum(1)  # heads D
-        constant = (self.query * self.key.bias.view_as(self.query)).sum(1)
-        norm, dropout = self.in_norm, min(0.1, self.dropout.p) if self.training else 0.0
+        norm, conv, key, heads = self.in_norm, self.inconv, self.key, self.heads
+        dropout = min(0.1, self.dropout.p) if self.training else 0.0
+        plain_key = is_plain(key, nn.Linear) and key.bias is not None
         if self.variant == "original":
-            codes = self.position_enc.weight[0 if isinstance(self.positions, tuple) else 1 :]
-            e = original.encode(x, positions, norm, self.inconv, self.inconv_norm, codes)
+            table = (self.position_enc, *self.table_span)
+            e = encoding.encode_original(x, positions, norm, conv, self.inconv_norm, *table)
+        else:
+            stats = padded if self.padding_invariant else None
+            code, series = self._code(positions, steps, x), x.permute(0, 3, 2, 1)  # B P C T
+            if plain_key and is_plain(norm, nn.GroupNorm) and (conv is None or is_projection(conv)):
+                n = group_norm_over_time(series, heads, norm.eps, stats)
+                folded = *encoding.folded_query(self.query, key), *encoding.folded_norm(norm, conv)
+                return lightweight_attention(n, *folded, code, padded, dropout)
+            e = encoding.encode(series, norm, conv, code, heads, stats)
+        if plain_key:
+            query, constant = encoding.folded_query(self.query, key)
             offset = upcast(constant)[None, :, None]
-            return attention_pool(e, query, offset, padded, self.heads, dropout)
-        code = None
-        if self.positions:
-            days = check.days(positions, steps, x, finite=not needs_reference_form(positions))
-            days = leading.fold(days, keep=1).to(upcast_dtype(x.dtype))  # B T
-            code = sinusoid(days, self.width // self.heads, self.period)
-        stats = padded if self.padding_invariant else None
-        n = group_norm_over_time(x.permute(0, 3, 2, 1), self.heads, norm.eps, stats)
-        weight: Tensor = norm.weight  # folded, too: no large tensor is scaled
-        shift: Tensor = norm.bias
-        if self.inconv is not None and self.inconv.bias is not None:
-            projection = self.inconv.weight.squeeze(2)  # D C
-            weight = projection * norm.weight
-            shift = self.inconv.bias + (projection * norm.bias).sum(1)
-        return lightweight_attention(n, query, constant, weight, shift, code, padded, dropout)
+            return attention_pool(e, query, offset, padded, heads, dropout)
+        keys = torch.unflatten(upcast(key(e.mT)), 3, self.query.shape)  # B P T heads d_k
+        scores = (keys * upcast(self.query) / math.sqrt(self.d_k)).sum(4).mT
+        return scored_pool(e, scores, padded, heads, dropout)
+
+    def _code(self, positions: Tensor | None, steps: tuple[int, ...], x: Tensor) -> Tensor | None:
+        """The code of each step's day, (B, T, D / heads)."""
+        if not self.positions:
+            return None
+        days = check.days(positions, steps, x, look=not needs_reference_form(positions))
+        days = leading.fold(days, keep=1).to(upcast_dtype(x.dtype))  # B T
+        return sinusoid(days, self.width // self.heads, self.period)
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         for norm in filter(normalizes_batches, self.mlp):
@@ -211,19 +221,6 @@ class LTAE(nn.Module):
         alone = len(y) == 1  # torch's GroupNorm rejects one value per channel
         normal: Tensor = self.out_norm(y.expand(2, -1) if alone else y)
         return normal[:1] if alone else normal
-
-
-def _check_widths(c: int, heads: int, d_model: int | None, mlp: tuple[int, ...], old: bool) -> None:
-    of, width = ("c", c) if d_model is None else ("d_model", d_model)
-    check.divides(by="heads", of=of, heads=heads, **{of: width})
-    if mlp[:1] != (width,):
-        wrong = f"mlp[0]={mlp[0]} must be" if mlp else "mlp=() must start with"
-        cause = ", which d_model=None takes" if d_model is None else ""
-        near = messages.shown((width, *mlp[1:]))
-        raise ValueError(f"{wrong} {of}={width}, the width of all heads{cause}; take mlp={near}")
-    if not old:
-        check.divides(by="heads", of="c", heads=heads, c=c)
-        check.divides(by="heads", of="mlp[-1]", **{"heads": heads, "mlp[-1]": mlp[-1]})
 
 
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
@@ -244,6 +241,6 @@ register(
     inputs=inputs,
     upstream=(  # positional_encoder: TorchGeo keeps the denominators in its state dict
         {"attention_heads.Q": "query", "attention_heads.fc1_k": "key", "positional_encoder": None},
-        original.UPSTREAM,
+        encoding.UPSTREAM,
     ),
 )

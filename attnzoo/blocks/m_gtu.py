@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.folding import is_plain
 from ..ops.gated_tanh import gated_tanh
 from ..ops.leading import fold, unfold
-from ..ops.time_conv import time_conv
+from ..ops.padding import Padding
+from ..ops.time_conv import apply_in_time
 from ..registry import InputSize, register
 from ..validation import check, messages
 from ..validation.types import Count, Counts, Rate, Width
@@ -44,12 +46,14 @@ class GTU(nn.Module):
         self.con2out = nn.Conv1d(c, 2 * c, kernel, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.con2out
-        return gated_tanh(time_conv(x, conv.weight, conv.bias, stride=conv.stride[0]))
+        return gated_tanh(apply_in_time(self.con2out, x))
 
 
 class MGTU(nn.Module):
     """Multi-scale gated tanh unit on (..., T, C).
+
+    With `gtu_only` a `key_padding_mask` (..., T) names the steps to be ignored, True: a sample's
+    own outputs come first, then zeros. The whole block takes no mask, since its length is fixed.
 
     Args:
         c: channels in and out.
@@ -89,18 +93,40 @@ class MGTU(nn.Module):
         if not gtu_only:
             self.fcmy = nn.Linear(self._mixed_steps(), length)
 
-    def forward(self, x: Tensor) -> Tensor:
-        units = [m for m in self.children() if isinstance(m, GTU)]
-        check.sequence(x, self.c, units[0].con2out.weight)
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        units = [self.get_submodule(f"gtu{k}") for k in self.kernels]
+        check.sequence(x, self.c, units[0])
         self._check_steps(x)
+        padded = check.padding_mask(key_padding_mask, x.shape[:-1], x)
         h = fold(x)  # N T C
         if self.gtu_only:
-            return unfold(units[0](h), like=x)
+            return unfold(self._unit(units[0], h, padded), like=x)
+        if padded is not None:
+            raise ValueError(
+                "key_padding_mask: the mixing matrix has a weight for each of the "
+                f"length={self.length} steps and takes no series of fewer; group samples by their "
+                "length, each with a block of that length=, or take gtu_only=True"
+            )
         g = torch.cat([self._pooled(unit(h)) for unit in units], dim=1)  # N L C
-        weight, bias = self.fcmy.weight, self.fcmy.bias
-        y = torch.baddbmm(bias[:, None], weight.expand(h.shape[0], -1, -1), g)  # N T C
-        y = F.dropout(y, self.dropout, self.training)
+        y = F.dropout(self._mixed(g), self.dropout, self.training)
         return unfold((h + y if self.residual else y).relu(), like=x)
+
+    def _unit(self, unit: nn.Module, h: Tensor, padded: Tensor | None) -> Tensor:
+        """The outputs of one unit; with padding, those of a sample's own steps and then zeros."""
+        if padded is None:
+            y: Tensor = unit(h)
+            return y
+        padding = Padding.of(fold(padded, keep=1))
+        hidden = padding.hidden[:, self.kernels[0] - 1 :: self.stride, None]
+        return unit(padding.pack(h)).masked_fill(hidden, 0)  # type: ignore[no-any-return]
+
+    def _mixed(self, g: Tensor) -> Tensor:
+        """(N, L, C) to (N, T, C) by the mixing matrix, without moving the channels."""
+        mix = self.fcmy
+        if not is_plain(mix, nn.Linear) or mix.bias is None:
+            y: Tensor = mix(g.mT).mT
+            return y
+        return torch.baddbmm(mix.bias[:, None], mix.weight.expand(g.shape[0], -1, -1), g)
 
     def _pooled(self, g: Tensor) -> Tensor:
         """(N, T, C) to (N, T // pool, C): the largest of every `pool` steps."""

@@ -19,7 +19,7 @@ Cost: with e, r = dt_rank, n = state, k = conv, parameters 2ce + ek + e [conv_bi
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,20 +27,17 @@ from torch import Tensor, nn
 
 from ..autograd.causal_conv import causal_conv
 from ..autograd.selective_scan import selective_scan
+from ..ops.folding import is_plain
 from ..ops.leading import fold, unfold
+from ..ops.padding import Padding
 from ..ops.precision import autocast_disabled, upcast, upcast_dtype
 from ..registry import InputSize, register
-from ..validation import check, messages
+from ..validation import check
 from ..validation.types import Above, AtLeast, AtMost, Count, Positive, Width
+from ._mamba_state import MambaState, check_sizes, check_state, latest, scan_with_state
 
-_LARGEST = AtMost(1e4)  # step sizes that do not overflow in any dtype
-
-
-class MambaState(NamedTuple):
-    """The state that one step of a stream passes to the next."""
-
-    inputs: Tensor  # (..., conv - 1, e), the latest inputs of the convolution
-    hidden: Tensor  # (..., e, state), float32 for half-precision blocks
+_DEPTHWISE: dict[str, object] = {"stride": (1,), "padding": (0,), "dilation": (1,)}
+_LARGEST = AtMost(1e4)  # step size whose softplus, inverse and product with a weight all types hold
 
 
 class Mamba(nn.Module):
@@ -51,6 +48,10 @@ class Mamba(nn.Module):
         state = mamba.initial_state()
         for x_t in stream:  # (..., C)
             y_t, state = mamba.step(x_t, state)
+
+    A stream can begin with a whole call: `y, state = mamba(x, return_state=True)`. In a batch of
+    series of different lengths `key_padding_mask` (..., T), True = ignore, names the steps that no
+    other sees; their outputs are zero.
 
     Args:
         c: channels in, and channels out if `c_out` is None.
@@ -92,6 +93,7 @@ class Mamba(nn.Module):
         if dt_min > dt_max:
             raise ValueError(f"dt_min={dt_min} must be at most dt_max={dt_max}")
         self.c, self.state, self.c_out = c, state, c if c_out is None else c_out
+        self.taps = conv
         self.rank = -(-c // 16) if dt_rank == "auto" else dt_rank
         inner = _inner(c, expand)
         self.in_proj = nn.Linear(c, 2 * inner, bias=bias)
@@ -117,24 +119,38 @@ class Mamba(nn.Module):
         dt = log_dt.exp().clamp(min=floor)
         self.dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
 
-    def forward(self, x: Tensor) -> Tensor:
-        check.sequence(x, self.c, self.in_proj.weight)
-        u, z = self.in_proj(fold(x)).chunk(2, -1)  # N T e
-        u = F.silu(causal_conv(u, self.conv1d.weight, self.conv1d.bias))
+    def forward(
+        self, x: Tensor, *, key_padding_mask: Tensor | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """(..., T, C); with `return_state` that and the state from which `step` goes on."""
+        check.sequence(x, self.c, self.in_proj)
+        check.flag(return_state=return_state)
+        padded = check.padding_mask(key_padding_mask, x.shape[:-1], x)
+        padding = None if padded is None else Padding.of(fold(padded, keep=1))
+        series = fold(x) if padding is None else padding.pack(fold(x))  # N T C
+        raw, z = self.in_proj(series).chunk(2, -1)  # N T e
+        u = F.silu(self._convolved(raw))
         dt, b, c = self._selected(u)
-        y = selective_scan(u, dt, self._rates(), b, c)
-        return unfold(self._projected(y, u, z), x)
+        if not return_state:
+            y = self._projected(selective_scan(u, dt, self._rates(), b, c), u, z)
+            return unfold(y if padding is None else padding.unpack(y), x)
+        if padding is not None:  # a step of size 0 leaves the state as it is
+            dt = dt.masked_fill(padding.hidden[..., None], 0)
+        y, hidden = scan_with_state(u, dt, self._rates(), b, c)
+        y = self._projected(y, u, z)
+        inputs = latest(raw, self.taps - 1, None if padding is None else padding.lengths())
+        state = MambaState(unfold(inputs, x), unfold(hidden, x))
+        return unfold(y if padding is None else padding.unpack(y), x), state
 
     def initial_state(self, *batch: int) -> MambaState:
         """The state before the first step: zeros, for the given leading sizes or for any sizes.
 
         Without sizes the state is broadcast to the leading axes of the first `step`.
         """
-        for i, size in enumerate(batch):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise ValueError(f"batch[{i}]={messages.shown(size)} must be an int of at least 0")
-        weight = self.in_proj.weight
-        inner, taps = self.D.shape[0], self.conv1d.kernel_size[0]
+        check_sizes(batch)
+        weight = check.first_parameter(self.in_proj)
+        weight = self.D if weight is None else weight  # a quantized layer has none
+        inner, taps = self.D.shape[0], self.taps
         return MambaState(
             inputs=weight.new_zeros(*batch, taps - 1, inner),
             hidden=weight.new_zeros(*batch, inner, self.state, dtype=upcast_dtype(weight.dtype)),
@@ -151,24 +167,44 @@ class Mamba(nn.Module):
             The step's output, equal to that of the whole call, and the new state; the old one is
             not modified.
         """
-        check.token(x_t, self.c, self.in_proj.weight, name="x_t")
+        check.token(x_t, self.c, self.in_proj, name="x_t")
         state = self.initial_state() if state is None else state
-        self._check_state(x_t, state)
+        check_state(x_t, state, self.initial_state())
         inputs, hidden = state
         u, z = self.in_proj(x_t).chunk(2, -1)  # ... e
         window = torch.cat((inputs.expand(*u.shape[:-1], -1, -1).to(u), u.unsqueeze(-2)), -2)
-        u = (window * self.conv1d.weight[:, 0].t()).sum(-2)  # ... e
-        u = F.silu(u if self.conv1d.bias is None else u + self.conv1d.bias)
+        u = F.silu(self._tap(window))  # ... e
         dt, b, c = self._selected(u)
         decay = (dt.unsqueeze(-1) * self._rates()).exp()  # ... e n
         hidden = decay * hidden + (dt * u).unsqueeze(-1) * b.unsqueeze(-2)
         y = (hidden * c.unsqueeze(-2)).sum(-1)
         return self._projected(y, u, z), MambaState(window[..., 1:, :], hidden)
 
+    def _convolved(self, u: Tensor) -> Tensor:
+        """The causal convolution of (N, T, e)."""
+        conv = self.conv1d
+        if is_plain(conv, nn.Conv1d, **_DEPTHWISE):
+            return causal_conv(u, conv.weight, conv.bias)
+        y: Tensor = conv(F.pad(u.mT, (self.taps - 1, 0))).mT
+        return y
+
+    def _tap(self, window: Tensor) -> Tensor:
+        """The convolution of one window (..., conv, e)."""
+        conv = self.conv1d
+        if not is_plain(conv, nn.Conv1d, **_DEPTHWISE):
+            y: Tensor = unfold(conv(fold(window).mT).squeeze(-1), window)
+            return y
+        u = (window * conv.weight[:, 0].t()).sum(-2)
+        return u if conv.bias is None else u + conv.bias
+
     def _selected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes, in float32 at least, and the matrices B and C of the input and the output."""
         r, b, c = self.x_proj(u).split((self.rank, self.state, self.state), -1)
-        dt = upcast(F.linear(r, self.dt_proj.weight)) + upcast(self.dt_proj.bias)
+        layer = self.dt_proj
+        if is_plain(layer, nn.Linear) and layer.bias is not None:
+            dt = upcast(F.linear(r, layer.weight)) + upcast(layer.bias)
+        else:
+            dt = upcast(layer(r))
         return F.softplus(dt), b, c
 
     def _rates(self) -> Tensor:
@@ -177,28 +213,13 @@ class Mamba(nn.Module):
     def _projected(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """W_out ((y + D u) * silu(z))."""
         gated = (y + upcast(self.D) * u) * F.silu(z)
-        if u.dtype != torch.float16:
+        if u.dtype != torch.float16 or not is_plain(self.out_proj, nn.Linear):
             out: Tensor = self.out_proj(gated.to(u.dtype))
             return out
         weight, bias = self.out_proj.weight, self.out_proj.bias
         with autocast_disabled(gated):  # float16's gated product may overflow, not the output
             y = F.linear(gated, upcast(weight), None if bias is None else upcast(bias))
         return y.to(u.dtype)
-
-    def _check_state(self, x_t: Tensor, state: MambaState) -> None:
-        if not isinstance(state, tuple) or len(state) != 2:
-            raise TypeError(
-                f"state must be what step returned or initial_state(), not a {type(state).__name__}"
-            )
-        for name, given, zero in zip(MambaState._fields, state, self.initial_state(), strict=True):
-            check.token(given, like=zero, name=f"state.{name}")
-            ahead = tuple(given.shape[:-2])
-            if given.shape[-2:] != zero.shape or ahead not in ((), tuple(x_t.shape[:-1])):
-                raise ValueError(
-                    f"state.{name} has shape {tuple(given.shape)}; for x_t of shape "
-                    f"{tuple(x_t.shape)} it is {(*x_t.shape[:-1], *zero.shape)}: start from "
-                    "initial_state() and pass on what step returned"
-                )
 
     def macs(self, size: InputSize) -> int:
         layers = (self.in_proj, self.conv1d, self.x_proj, self.dt_proj, self.out_proj)

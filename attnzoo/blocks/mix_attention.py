@@ -114,10 +114,10 @@ class Block(nn.Module):
         self.drop_path = nn.Dropout(drop_path)
 
     def forward(self, x: Tensor, y: Tensor, grid: Grid) -> Tensor:
-        x, y = (downcast(t, self.norm1.weight) for t in (x, y))
+        x, y = (downcast(t, self.norm1) for t in (x, y))
         x = self.norm1(x)
         x = x + self._survive(self.attn(x, self.norm2(y), grid))
-        x = self.norm3(downcast(x, self.norm3.weight))
+        x = self.norm3(downcast(x, self.norm3))
         return x + self._survive(self.mlp(x, grid))
 
     def _survive(self, branch: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class MixAttention(nn.Module):
         self.attn.apply(_initialize)
 
     def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
-        check.image(x, self.c, next(self.parameters()))
+        check.image(x, self.c, self)
         check.pyramid(features, self.dims, self.pools, x)
         return self.mix(x, [average(f, p) for f, p in zip(features, self.pools, strict=True)])
 

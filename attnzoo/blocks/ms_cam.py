@@ -56,7 +56,7 @@ class MSCAM(nn.Module):
         self.global_att = Pointwise(c, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.local_att.reduce.weight)
+        check.image(x, self.c, self.local_att)
         check.batch_norm(self.global_att.bn1, x.shape[0], x, grow="batch")
         return x * context_gate(x, self.local_att, self.global_att)
 

@@ -95,7 +95,7 @@ class PSA(nn.Module):
         self.se = SEWeight(width, width // _REDUCTION)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.se.fc1.weight)
+        check.image(x, self.c, self.se)
         maps = [conv(x) for conv in self.convs]  # each B C/S H' W'
         gates = self.se(torch.stack([m.mean((2, 3)) for m in maps]))  # S B C/S
         weights = gates.softmax(0)[..., None, None].to(maps[0].dtype)

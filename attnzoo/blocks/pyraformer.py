@@ -27,10 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..autograd import needs_reference_form
 from ..autograd.pyramid_attention import pyramid_attention
+from ..ops import pyramid_attention as reference
 from ..ops.leading import fold, unfold
+from ..ops.padding import Padding
 from ..ops.precision import downcast
-from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
+from ..ops.pyramid import Pyramid, ancestors, level_sizes, neighbors, own_ancestors
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Counts, Depth, Rate, Width
@@ -39,6 +42,9 @@ from .pyraformer_cscm import CSCM, Kind, quarter
 
 class Pyraformer(nn.Module):
     """Coarser-scale construction and pyramidal attention on (..., T, C).
+
+    In a batch of series of different lengths `key_padding_mask` (..., T) names the steps to be
+    ignored, True: each sample has the pyramid of its own steps. Outputs of padded steps are zero.
 
     Args:
         c: channels in and out.
@@ -85,19 +91,50 @@ class Pyraformer(nn.Module):
             _Layer(c, heads, d_k, d_v, d_inner, dropout) for _ in range(n_layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        check.sequence(x, self.c, self.cscm.norm.weight)
-        pyramid = Pyramid.of(x.shape[-2], self.cscm.windows, self.inner)
-        z = self.cscm(downcast(fold(x), self.cscm.norm.weight))  # N S C
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        check.sequence(x, self.c, self.cscm)
+        padded = check.padding_mask(key_padding_mask, x.shape[:-1], x)
+        if padded is None:
+            return unfold(self._attend(fold(x), None), x).to(x.dtype)
+        padding = Padding.of(fold(padded, keep=1))
+        lengths = padding.lengths()
+        self._check_lengths(lengths)
+        y = padding.unpack(self._attend(padding.pack(fold(x)), lengths))
+        return unfold(y, x).to(x.dtype)
+
+    def _attend(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """(N, T, C) to the output of each node; `lengths` (N,) where T is not every sample's."""
+        pyramid = Pyramid.of(x.shape[1], self.cscm.windows, self.inner)
+        z: Tensor = self.cscm(downcast(x, self.cscm), lengths=lengths)  # N S C
         for layer in self.layers[:-1]:
-            z = layer(z, pyramid, z.shape[1])
+            z = layer(z, pyramid, z.shape[1], lengths)
         finest = self.output == "finest"
-        z = self.layers[-1](z, pyramid, pyramid.length if finest else z.shape[1])
-        if self.output == "gather":
-            index = ancestors(pyramid, x.device)
-            shape = (z.shape[0], pyramid.length, index.shape[1] * self.c)
-            z = z.index_select(1, index.flatten()).view(shape)
-        return unfold(z, x).to(x.dtype)
+        z = self.layers[-1](z, pyramid, pyramid.length if finest else z.shape[1], lengths)
+        if self.output != "gather":
+            return z
+        if lengths is not None:
+            index = own_ancestors(pyramid, lengths).flatten(1)[..., None]
+            return z.gather(1, index.expand(-1, -1, self.c)).view(len(z), pyramid.length, -1)
+        index = ancestors(pyramid, x.device)
+        shape = (z.shape[0], pyramid.length, index.shape[1] * self.c)
+        return z.index_select(1, index.flatten()).view(shape)
+
+    def _check_lengths(self, lengths: Tensor) -> None:
+        if self.output == "pyramid":
+            raise ValueError(
+                "key_padding_mask with output='pyramid': the number of nodes depends on a sample's "
+                "length; take output='finest' or 'gather'"
+            )
+        least = math.prod(self.cscm.windows)
+        if needs_reference_form(lengths) or lengths.device.type != "cpu":  # no wait on CUDA
+            return
+        short = lengths[(lengths > 0) & (lengths < least)]
+        if len(short):
+            raise ValueError(
+                f"key_padding_mask leaves a sample {int(short[0])} steps; "
+                f"windows={tuple(self.cscm.windows)} need at least {least} for one node at every "
+                "level: take longer series, or fewer or smaller windows"
+            )
 
     def macs(self, size: InputSize) -> int:
         pyramid = Pyramid.of(size.steps, self.cscm.windows, self.inner)
@@ -125,7 +162,9 @@ class PyramidAttention(nn.Module):
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor, pyramid: Pyramid, wanted: int) -> Tensor:
+    def forward(
+        self, x: Tensor, pyramid: Pyramid, wanted: int, lengths: Tensor | None = None
+    ) -> Tensor:
         """The first `wanted` nodes of (N, S, C)."""
         first = x[:, :wanted]
         q, k, v = (
@@ -135,7 +174,11 @@ class PyramidAttention(nn.Module):
         keep = None
         if self.training and self.dropout.p:
             keep = self.dropout(q.new_ones(x.shape[0], self.heads, wanted, pyramid.slots))
-        attended = pyramid_attention(q / math.sqrt(q.shape[-1]), k, v, keep, pyramid)
+        q = q / math.sqrt(q.shape[-1])
+        if lengths is None:
+            attended = pyramid_attention(q, k, v, keep, pyramid)
+        else:
+            attended = reference.pyramid_attention(q, k, v, keep, pyramid, lengths)
         y: Tensor = self.norm(first + self.dropout(self.out(attended.flatten(2))))
         return y
 
@@ -153,8 +196,10 @@ class _Layer(nn.Module):
         self.norm = nn.LayerNorm(c, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, pyramid: Pyramid, wanted: int) -> Tensor:
-        x = self.attention(x, pyramid, wanted)
+    def forward(
+        self, x: Tensor, pyramid: Pyramid, wanted: int, lengths: Tensor | None = None
+    ) -> Tensor:
+        x = self.attention(x, pyramid, wanted, lengths)
         hidden = self.dropout(F.gelu(self.fc1(x)))
         y: Tensor = self.norm(x + self.dropout(self.fc2(hidden)))
         return y

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.folding import is_plain
 from ..ops.leading import fold, unfold
 from ..ops.precision import downcast
 from ..ops.pyramid import level_sizes
@@ -64,10 +65,19 @@ class CSCM(nn.Module):
             self.levels = nn.ModuleList(_Level(width, window) for window in windows)
         self.norm = nn.LayerNorm(c)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check.sequence(x, self.c, self.norm.weight)
+    def forward(
+        self, x: Tensor, *, lengths: Tensor | None = None, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        check.sequence(x, self.c, self.norm)
+        if key_padding_mask is not None:
+            raise ValueError(
+                "key_padding_mask: the output has nodes of every level, whose number depends on a "
+                "sample's length; put its steps first and give their number, lengths= of shape "
+                f"{tuple(x.shape[:-2])}: it has n // windows[0] nodes of the next level, and so on"
+            )
+        lengths = None if lengths is None else lengths.reshape(-1)
         sizes = level_sizes(x.shape[-2], self.windows)
-        series = downcast(fold(x), self.norm.weight)  # N T C
+        series = downcast(fold(x), self.norm)  # N T C
         if self.kind in ("max", "avg"):
             coarse = self._pooled(series)  # N S-T C
         else:
@@ -77,14 +87,15 @@ class CSCM(nn.Module):
                 x,
                 grow="batch or T",
             )
-            coarse = self._convolved(series)
+            coarse = self._convolved(series, lengths)
         return unfold(self.norm(torch.cat((series, coarse), 1)), x).to(x.dtype)
 
-    def _convolved(self, x: Tensor) -> Tensor:
+    def _convolved(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         t = self.down(x) if self.kind == "bottleneck" else x
         summaries = []
-        for level in self.levels:
-            t = level(t)
+        for level, window in zip(self.levels, self.windows, strict=True):
+            lengths = None if lengths is None else lengths // window
+            t = level(t, lengths)
             summaries.append(t)
         nodes = torch.cat(summaries, 1)
         return self.up(nodes) if self.kind == "bottleneck" else nodes
@@ -113,18 +124,31 @@ class _Level(nn.Module):
 
     def __init__(self, c: int, window: int) -> None:
         super().__init__()
+        self.window = window
         self.conv = nn.Conv1d(c, c, window, stride=window)
         self.norm = nn.BatchNorm1d(c)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, steps, window = *x.shape[:2], self.conv.stride[0]
+    def forward(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+        """`own` (N,) counts each sample's nodes that enter the statistics; None: all."""
+        n, steps, window = *x.shape[:2], self.window
         size = steps // window
-        if torch.compiler.is_compiling():  # a graph of dynamic length
-            return F.elu(self.norm(self.conv(x.mT))).mT.contiguous()
+        folds = is_plain(self.conv, nn.Conv1d, stride=(window,), kernel_size=(window,))
+        if not folds or torch.compiler.is_compiling():  # a graph serves any T, any rest of it
+            y = self.conv(x.mT).mT
+            return F.elu(self._normalized(y, own)).contiguous()
         # Kernel = stride: one matrix product over whole windows.
         whole = x[:, : size * window].reshape(n * size, window * x.shape[2])  # NL WD
         y = F.linear(whole, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
-        return F.elu(self.norm(y)).view(n, size, x.shape[2])
+        return F.elu(self._normalized(y.view(n, size, x.shape[2]), own))
+
+    def _normalized(self, y: Tensor, own: Tensor | None) -> Tensor:
+        if own is None or not self.training:
+            normal: Tensor = self.norm(y.flatten(0, 1)).view_as(y)
+            return normal
+        counted = torch.arange(y.shape[1], device=y.device) < own[:, None]
+        rows = self.norm(y[counted])
+        padded: Tensor = rows.new_zeros(y.shape).index_put((counted,), rows)
+        return padded
 
 
 def quarter(c: int, name: str) -> int:

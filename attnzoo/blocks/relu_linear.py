@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..autograd import custom_gradient, relu_linear
 from ..autograd.depthwise import depthwise
 from ..ops import memory_format
+from ..ops.folding import is_depthwise, is_pointwise
 from ..ops.precision import autocast_disabled, upcast
 from ..registry import InputSize, register
 from ..validation import check
@@ -87,13 +88,16 @@ class LiteMLA(nn.Module):
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.qkv.weight)
+        check.image(x, self.c, self.qkv)
         check.batch_norm(self.norm, x.shape[0] * x.shape[2] * x.shape[3], x)
         z = self.qkv(x)
         fields = [z]
         for deep, point in zip(self.depthwise, self.pointwise, strict=True):
-            near = depthwise(z, cast(Tensor, deep.weight))
-            fields.append(_grouped(near, cast(Tensor, point.weight)))
+            near = depthwise(z, deep.weight, deep.bias) if is_depthwise(deep) else deep(z)
+            if is_pointwise(point, 3 * self.heads) and point.bias is None:
+                fields.append(_grouped(near, point.weight))
+            else:
+                fields.append(point(near))
         y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
         return memory_format.match_memory_format(y, x)
 

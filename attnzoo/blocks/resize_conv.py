@@ -43,8 +43,8 @@ class ResizeConv(nn.Module):
         self.conv4 = nn.Conv2d(c + guidance, c, kernel)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        check.image(source, self.c, self.conv1.weight, name="source")
-        check.image(guidance, self.guidance, self.conv1.weight, name="guidance")
+        check.image(source, self.c, self.conv1, name="source")
+        check.image(guidance, self.guidance, self.conv1, name="guidance")
         check.same_batch(source=source, guidance=guidance)
         x = source
         for conv in (self.conv1, self.conv2, self.conv3):

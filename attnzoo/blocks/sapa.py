@@ -93,7 +93,7 @@ class SAPA(nn.Module):
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         self._check(source, guidance)
         last = source.permute(0, 2, 3, 1)  # B H W C
-        x = self.norm_x(downcast(last, self.norm_x.weight))
+        x = self.norm_x(downcast(last, self.norm_x))
         q = self._queries(last, x, guidance)  # B H s W s e
         q = q.permute(0, 5, 2, 4, 1, 3).flatten(2, 3)  # B e ss H W
         v = source if self.v is None else self.v(x).permute(0, 3, 1, 2)
@@ -108,7 +108,7 @@ class SAPA(nn.Module):
         source, x: the source and its norm, B H W C.
         """
         s = self.scale
-        y = self.norm_y(downcast(guidance, self.norm_y.weight).permute(0, 2, 3, 1))
+        y = self.norm_y(downcast(guidance, self.norm_y).permute(0, 2, 3, 1))
         y = y.unflatten(2, (-1, s)).unflatten(1, (-1, s))  # B H s W s g
         own = source[:, :, None, :, None]  # B H 1 W 1 C
         if self.q_mode == "gate":
@@ -121,8 +121,8 @@ class SAPA(nn.Module):
         return q
 
     def _check(self, source: Tensor, guidance: Tensor) -> None:
-        check.image(source, self.c, self.k.weight, name="source")
-        check.image(guidance, self.guidance, self.k.weight, name="guidance")
+        check.image(source, self.c, self.k, name="source")
+        check.image(guidance, self.guidance, self.k, name="guidance")
         check.same_batch(source=source, guidance=guidance)
         h, w = source.shape[2] * self.scale, source.shape[3] * self.scale
         if guidance.shape[2] != h or guidance.shape[3] != w:

@@ -38,7 +38,7 @@ class SAPAStack(nn.Module):
         self.up4 = SAPA(c, guidance=guidance, kernel=kernel, dim=dim)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        weight = self.up1.norm_y.weight
+        weight = self.up1.norm_y
         check.image(source, self.c, weight, name="source")
         check.image(guidance, self.guidance, weight, name="guidance")
         check.same_batch(source=source, guidance=guidance)

@@ -38,7 +38,7 @@ class SE(nn.Module):
         self.fc2 = nn.Linear(hidden, c, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.fc1.weight)
+        check.image(x, self.c, self.fc1)
         z = x.mean((2, 3))  # B C
         gate: Tensor = self.fc2(self.fc1(z).relu()).sigmoid()
         return x * gate[:, :, None, None].to(x.dtype)

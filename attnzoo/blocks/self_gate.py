@@ -35,7 +35,7 @@ class SelfGate(nn.Module):
         self.gate = SEWeight(c, check.reduced(c, reduction))
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.gate.fc1.weight)
+        check.image(x, self.c, self.gate)
         gate: Tensor = self.gate(x.mean((2, 3)))  # B C
         return x * gate[:, :, None, None].to(x.dtype)
 

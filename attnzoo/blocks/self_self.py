@@ -124,7 +124,7 @@ class SelfSelf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(..., T, C); for "gem" a pair with the output of the ordinary attention."""
-        check.sequence(x, self.c, self.out_proj.weight)
+        check.sequence(x, self.c, self.out_proj)
         tokens = leading.fold(x)  # B T C
         parts = torch.unflatten(self.in_proj(tokens), 2, (3, self.heads, -1))
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # B heads T d

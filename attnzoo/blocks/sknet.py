@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd import needs_reference_form
+from ..ops.folding import is_plain
 from ..ops.precision import upcast_dtype
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
@@ -68,7 +69,7 @@ class SKConv(nn.Module):
         self.attn = _Select(c, branches, max(c // reduction, min_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, self.c, self.attn.fc_reduce.weight)
+        check.image(x, self.c, self.attn)
         check.batch_norm(self.attn.bn, x.shape[0], x, grow="batch")
         last = x.is_contiguous() and _channels_last_is_faster(x)
         source = x.contiguous(memory_format=torch.channels_last) if last else x
@@ -98,8 +99,9 @@ class _Path(nn.Module):
         self.bn = nn.BatchNorm2d(c)
 
     def forward(self, x: Tensor) -> Tensor:
-        u: Tensor = self.bn(self.conv(x)).relu_()
-        return u
+        u: Tensor = self.bn(self.conv(x))
+        # In place where it may be: a backward hook of the norm's hands out a view.
+        return u.relu_() if is_plain(self.bn, nn.BatchNorm2d) else u.relu()
 
 
 class _Select(nn.Module):

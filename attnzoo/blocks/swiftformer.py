@@ -17,6 +17,8 @@ Cost: with D = token_dim * heads, parameters 2 (c D + D) + D + D^2 + D + D token
     MACs T (2 c D + D + D^2 + D token_dim), T = H W for an image.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,12 +27,40 @@ from torch import Tensor, nn
 
 from ..autograd import custom_gradient, swiftformer
 from ..ops import leading
+from ..ops.folding import is_plain
 from ..ops.precision import autocast_disabled, upcast
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
 
 _EPS = 1e-12  # the authors'
+
+
+Layer = Callable[[Tensor], Tensor]
+
+
+def additive_attention(
+    x: Tensor,
+    to_query: Layer,
+    to_key: Layer,
+    w_g: Tensor,
+    proj: Layer,
+    final: Layer,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    """(B, T, C) to (B, T, token_dim) by the layers q, k, P and F, and w_g (D, 1).
+
+    `scale` is 1 / sqrt(token_dim); a vector shorter than `eps` is divided by it.
+    """
+    q, k = to_query(x), to_key(x)  # B T D
+    given = q.dtype
+    q, k = (F.normalize(upcast(t), dim=2, eps=eps) for t in (q, k))
+    with autocast_disabled(q):
+        score = q @ upcast(w_g)  # B T 1
+    a = F.normalize(score * scale, dim=1, eps=eps)
+    g = (a * q).sum(1, keepdim=True)  # B 1 D
+    return final(proj((g * k).to(given)) + q.to(given))
 
 
 def efficient_additive_attention(
@@ -47,18 +77,10 @@ def efficient_additive_attention(
     scale: float,
     eps: float,
 ) -> Tensor:
-    """(B, T, C) to (B, T, token_dim), with weights and biases of q, k, P and F, and w_g (D, 1).
-
-    `scale` is 1 / sqrt(token_dim); vectors shorter than `eps` are divided by `eps`.
-    """
-    q, k = F.linear(x, w_q, b_q), F.linear(x, w_k, b_k)  # B T D
-    given = q.dtype
-    q, k = (F.normalize(upcast(t), dim=2, eps=eps) for t in (q, k))
-    with autocast_disabled(q):
-        score = q @ upcast(w_g)  # B T 1
-    a = F.normalize(score * scale, dim=1, eps=eps)
-    g = (a * q).sum(1, keepdim=True)  # B 1 D
-    return F.linear(F.linear((g * k).to(given), w_p, b_p) + q.to(given), w_f, b_f)
+    """The same of plain linear layers, by their weights and biases."""
+    pairs = ((w_q, b_q), (w_k, b_k), (w_p, b_p), (w_f, b_f))
+    q, k, p, f = (partial(F.linear, weight=w, bias=b) for w, b in pairs)
+    return additive_attention(x, q, k, w_g, p, f, scale, eps)
 
 
 efficient_additive_attention = custom_gradient(efficient_additive_attention, swiftformer.pair)
@@ -101,9 +123,12 @@ class EfficientAdditiveAttention(nn.Module):
         return leading.unfold(self._attend(leading.fold(x)), x)
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, p, f = self.to_query, self.to_key, self.proj, self.final
-        layers = (q.weight, q.bias, k.weight, k.bias, self.w_g, p.weight, p.bias, f.weight, f.bias)
-        return efficient_additive_attention(x, *layers, self.token_dim**-0.5, _EPS)
+        q, k, p, f = layers = self.to_query, self.to_key, self.proj, self.final
+        scale = self.token_dim**-0.5
+        if not all(is_plain(m, nn.Linear) and m.bias is not None for m in layers):
+            return additive_attention(x, q, k, self.w_g, p, f, scale, _EPS)
+        weights = (q.weight, q.bias, k.weight, k.bias, self.w_g, p.weight, p.bias, f.weight, f.bias)
+        return efficient_additive_attention(x, *weights, scale, _EPS)
 
     def macs(self, size: InputSize) -> int:
         tokens = size.height * size.width if self.layout == "image" else size.steps

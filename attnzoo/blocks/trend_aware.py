@@ -24,17 +24,17 @@ Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
     kernel_size - 1 columns that are cut off, which do not count.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..autograd.attention import attention
 from ..ops import leading
-from ..ops.precision import upcast
-from ..registry import Inputs, InputSize, Random, register
+from ..ops.attention import attention_weights
+from ..ops.padding import Padding
+from ..registry import InputSize, register
 from ..validation import check, messages
 from ..validation.types import Count, Counts, Odd, Rate, Width
 
@@ -42,23 +42,22 @@ Mode = Literal["centered", "causal", "causal_query"]
 
 
 def trend_aware_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None, causal: bool, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q^T k / sqrt(d)) v, (N, heads, Tq, d), and the weights, (N, heads, Tq, Tk).
+    """softmax(q k^T / sqrt(d)) v, (N, heads, Tq, d), and the weights, (N, heads, Tq, Tk).
 
-    q (N, heads, d, Tq), k (N, heads, d, Tk), v (N, heads, Tk, d); for half precision the
-    scores are computed in float32, in which they cannot overflow.
+    q (N, heads, Tq, d), k and v (N, heads, Tk, d), `blocked` broadcast; without the weights
+    `autograd.attention` does it in memory linear in T.
     """
-    scores = (upcast(q) / math.sqrt(q.shape[2])).mT @ upcast(k)
-    if causal:
-        later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
-    weights = F.dropout(scores.softmax(3).to(q.dtype), dropout)
+    weights = F.dropout(attention_weights(q, k, blocked, causal).to(q.dtype), dropout)
     return weights @ v, weights
 
 
 class TrendAwareAttention(nn.Module):
     """Trend-aware attention over (..., T, C), or from one series to another.
+
+    In a batch of series of different lengths `key_padding_mask` (..., Tk) names the steps of the
+    key to be ignored, True; without a key they are the query's, and their outputs are zero.
 
     Args:
         c: channels in and out, a multiple of `heads`.
@@ -106,22 +105,47 @@ class TrendAwareAttention(nn.Module):
         key: Tensor | None = None,
         value: Tensor | None = None,
         *,
+        key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         check.flag(need_weights=need_weights)
         key = query if key is None else key
         value = key if value is None else value
         self._check(query, key, value)
+        padded = check.padding_mask(key_padding_mask, key.shape[:-1], key)
+        if padded is None:
+            q, k, v = (leading.fold(x) for x in (query, key, value))
+            y, weights = self._attend(q, k, v, None, need_weights)
+        else:
+            self._check_padding(query is key)
+            padding = Padding.of(leading.fold(padded, keep=1))
+            k, v = (padding.pack(leading.fold(x)) for x in (key, value))
+            q = k if query is key else leading.fold(query)
+            y, weights = self._attend(q, k, v, padding.hidden, need_weights)
+            y = padding.unpack(y) if query is key else y
+            weights = _unpacked(weights, padding, query is key) if need_weights else weights
+        y = leading.unfold(y, query)
+        return (y, leading.unfold(weights, query)) if need_weights else y
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(N, Tq, C), and the weights or nothing; keys behind a sample's last are `hidden`."""
         q = self._convolved(self.query, query, self.mode != "centered", self.mode == "centered")
         k = self._convolved(self.key, key, self.mode == "causal", self.mode != "causal")
-        v = self.value(leading.fold(value))  # N Tk C
-        split = (self.heads, self.c // self.heads)
-        q, k = (t.view(t.shape[0], *split, t.shape[2]) for t in (q, k))  # N heads d T
-        v = v.view(*v.shape[:2], *split).transpose(1, 2)
+        q, k, v = (
+            torch.unflatten(t, 2, (self.heads, -1)).transpose(1, 2).contiguous()
+            for t in (q.mT, k.mT, self.value(value))
+        )  # N heads T d
+        blocked, weights = None, q[:0]
+        if hidden is not None and not self.causal:  # a sample of padding alone has equal weights
+            blocked = (hidden & ~hidden.all(1, keepdim=True))[:, None, None]
         dropout = self.dropout if self.training else 0.0
-        attended, weights = trend_aware_attention(q, k, v, self.causal, dropout)
-        y = leading.unfold(self.out(attended.transpose(1, 2).flatten(2)), query)
-        return (y, leading.unfold(weights, query)) if need_weights else y
+        if need_weights or dropout:
+            y, weights = trend_aware_attention(q, k, v, blocked, self.causal, dropout)
+        else:
+            y = attention(q, k, v, blocked, self.causal)
+        return self.out(y.transpose(1, 2).flatten(2)), weights
 
     def macs(self, size: InputSize) -> int:
         layers = (self.query, self.key, self.value, self.out)
@@ -129,14 +153,12 @@ class TrendAwareAttention(nn.Module):
         return size.steps * dense + 2 * size.steps**2 * self.c
 
     def extra_repr(self) -> str:
-        return (
-            f"c={self.c}, heads={self.heads}, mode={self.mode!r}, causal={self.causal}, "
-            f"segments={self.segments}, dropout={self.dropout}"
-        )
+        options = f"mode={self.mode!r}, causal={self.causal}, segments={self.segments}"
+        return f"c={self.c}, heads={self.heads}, {options}, dropout={self.dropout}"
 
     def _convolved(self, conv: nn.Conv1d, x: Tensor, causal: bool, cut: bool) -> Tensor:
-        """Queries or keys, (N, C, T), of the same length as x."""
-        series = leading.fold(x).mT
+        """Queries or keys, (N, C, T), of the same length as x (N, T, C)."""
+        series = x.mT
         if causal:
             series = F.pad(series, (self.kernel_size - 1, 0))
         if self.segments is None or not cut:
@@ -144,9 +166,21 @@ class TrendAwareAttention(nn.Module):
             return whole
         return torch.cat([conv(part) for part in torch.split(series, list(self.segments), 2)], 2)
 
+    def _check_padding(self, alone: bool) -> None:
+        if self.segments is not None:
+            raise ValueError(
+                f"key_padding_mask with segments={messages.shown(self.segments)}, whose lengths "
+                "are those of the whole series; take segments=None"
+            )
+        if self.causal and not alone:
+            raise ValueError(
+                "key_padding_mask with causal=True and a key that is not the query: without its "
+                "padding the key has other steps than the query; pass the query alone"
+            )
+
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         for name, x in (("query", query), ("key", key), ("value", value)):
-            check.sequence(x, self.c, self.value.weight, name=name)
+            check.sequence(x, self.c, self.value, name=name)
             if x.shape[:-2] != query.shape[:-2]:
                 raise ValueError(
                     f"{name} has leading axes {tuple(x.shape[:-2])}, query "
@@ -171,6 +205,12 @@ class TrendAwareAttention(nn.Module):
                     )
 
 
+def _unpacked(weights: Tensor, padding: Padding, both: bool) -> Tensor:
+    """Weights (N, heads, Tq, Tk) by the keys', and with `both` the queries', own order."""
+    w = padding.unpack(weights.flatten(1, 2).mT).mT.reshape(weights.shape)
+    return _unpacked(w.mT, padding, False).mT if both else w
+
+
 def _check_mode(
     mode: Mode, causal: bool, segments: tuple[int, ...] | None, kernel_size: int
 ) -> None:
@@ -186,9 +226,7 @@ def _check_mode(
         )
 
 
-def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
-    return {"query": random(size.batch, size.steps, config["c"])}
-
+_LINEARS = {"linears.0": "value", "linears.1": "out"}
 
 register(
     "trend_aware",
@@ -196,19 +234,17 @@ register(
     layout="sequence",
     family="temporal",
     example={"c": 64},
-    inputs=inputs,
+    inputs=lambda random, at, config: {"query": random(at.batch, at.steps, config["c"])},
     upstream=(
         {
             "conv1Ds_aware_temporal_context.0": "query",
             "conv1Ds_aware_temporal_context.1": "key",
-            "linears.0": "value",
-            "linears.1": "out",
+            **_LINEARS,
         },
         {
             "query_conv1Ds_aware_temporal_context": "query",
             "key_conv1Ds_aware_temporal_context": "key",
-            "linears.0": "value",
-            "linears.1": "out",
+            **_LINEARS,
         },
     ),
 )

@@ -60,7 +60,7 @@ class TripletAttention(nn.Module):
         self.hw = MaxMeanGate(kernel_size) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
-        check.image(x, None, self.cw.conv.weight)
+        check.image(x, None, self.cw)
         b, c, h, w = x.shape
         check.batch_norm(self.cw.bn, b * c * w, x)
         check.batch_norm(self.hc.bn, b * h * c, x)

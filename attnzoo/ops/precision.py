@@ -5,10 +5,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._torch import autocast_dtype as autocast_dtype
 from .._torch import autocast_enabled
+from ..validation.check import first_parameter
 
 
 def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -21,12 +22,15 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(upcast_dtype(x.dtype))
 
 
-def downcast(x: Tensor, parameter: Tensor) -> Tensor:
-    """Casts a float32 `x` to the dtype of a half-precision parameter, as norms need; else `x`.
+def downcast(x: Tensor, like: Tensor | nn.Module) -> Tensor:
+    """`x` in the dtype of a norm's half-precision parameter, the only one it takes; else `x`.
 
     The two dtypes differ only under autocast.
     """
-    return x.to(parameter.dtype) if upcast_dtype(parameter.dtype) == x.dtype else x
+    parameter = first_parameter(like) if isinstance(like, nn.Module) else like
+    if parameter is None or upcast_dtype(parameter.dtype) != x.dtype:
+        return x
+    return x.to(parameter.dtype)
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:

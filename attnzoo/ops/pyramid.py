@@ -77,6 +77,52 @@ def ancestors(pyramid: Pyramid, device: torch.device) -> Tensor:
     return tables(_ancestors, pyramid, device)[0]
 
 
+def own_sizes(pyramid: Pyramid, lengths: Tensor) -> list[Tensor]:
+    """Nodes of each level of series of different lengths (N,), each (N, 1, 1), finest first."""
+    sizes = [lengths[:, None, None]]
+    for window in pyramid.windows:
+        sizes.append(sizes[-1] // window)
+    return sizes
+
+
+def own_neighbors(pyramid: Pyramid, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """`neighbors` of each sample, (N, S, slots), in a batch padded to the pyramid's length.
+
+    A sample's own nodes come first in every level; the others attend to themselves alone.
+    """
+    sizes, own = level_sizes(pyramid.length, pyramid.windows), own_sizes(pyramid, lengths)
+    starts = [sum(sizes[:level]) for level in range(len(sizes))]
+    columns = []
+    for level, (size, start) in enumerate(zip(sizes, starts, strict=True)):
+        node = torch.arange(size, device=lengths.device)[:, None]
+        parts = (
+            _beside(pyramid, node, own[level], start),
+            _above(pyramid, node, level, own, starts),
+            _below(pyramid, node, level, own, starts),
+        )
+        index, exists = (
+            torch.cat([part[i].expand(len(lengths), size, -1) for part in parts], 2) for i in (0, 1)
+        )
+        itself = start + node
+        exists = torch.where(node < own[level], exists, index == itself)
+        columns.append((torch.where(exists, index, itself), ~exists))
+    index, empty = (torch.cat(part, 1) for part in zip(*columns, strict=True))
+    return index, empty
+
+
+def own_ancestors(pyramid: Pyramid, lengths: Tensor) -> Tensor:
+    """`ancestors` of each sample, (N, T, levels), in a batch padded to the pyramid's length."""
+    sizes, own = level_sizes(pyramid.length, pyramid.windows), own_sizes(pyramid, lengths)
+    node = torch.arange(pyramid.length, device=lengths.device).expand(len(lengths), -1)
+    columns, start = [node], 0
+    for window, below, size in zip(pyramid.windows, sizes, own[1:], strict=False):
+        start = start + below
+        node = (node // window).minimum(size[:, 0] - 1).clamp(min=0)
+        columns.append(start + node)
+    return torch.stack(columns, 2)
+
+
+_Size = int | Tensor  # of a level, or of each sample's, (N, 1, 1)
 _Make = Callable[[Pyramid, torch.device], tuple[Tensor, ...]]
 
 
@@ -117,7 +163,7 @@ def _neighbors(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
 _Slots = tuple[Tensor, Tensor]  # (level's nodes, some slots): node in the slot, whether it exists
 
 
-def _beside(pyramid: Pyramid, node: Tensor, size: int, start: int) -> _Slots:
+def _beside(pyramid: Pyramid, node: Tensor, size: _Size, start: int) -> _Slots:
     """The neighbors on the same level, the node itself included."""
     reach = pyramid.inner // 2
     near = node + torch.arange(-reach, reach + 1, device=node.device)
@@ -125,7 +171,7 @@ def _beside(pyramid: Pyramid, node: Tensor, size: int, start: int) -> _Slots:
 
 
 def _above(
-    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[int], starts: Sequence[int]
+    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[_Size], starts: Sequence[int]
 ) -> _Slots:
     """The parent."""
     if level == len(pyramid.windows):
@@ -135,7 +181,7 @@ def _above(
 
 
 def _below(
-    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[int], starts: Sequence[int]
+    pyramid: Pyramid, node: Tensor, level: int, sizes: Sequence[_Size], starts: Sequence[int]
 ) -> _Slots:
     """The children, the last node's adopted ones included."""
     place = torch.arange(2 * max(pyramid.windows) - 1, device=node.device)

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Sequence
 from numbers import Integral
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .._torch import autocast_dtype
+from .._torch import autocast_dtype, normalizes_batches, own_parameters
 from .messages import shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -106,26 +107,25 @@ def dense(name: str, x: Tensor, expected: str) -> None:
         raise TypeError(f"{name} is {x.layout}; it must be dense: pass {name}.to_dense()")
 
 
-def image(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
+Like: TypeAlias = Tensor | nn.Module | None  # of a module its first floating parameter, if any
+
+
+def image(x: Tensor, c: int | None = None, like: Like = None, *, name: str = "x") -> None:
     """`x` is a floating (B, C, H, W) with C = `c`, on the device and of the dtype of `like`."""
     _tensor(name, x, "image", c, like)
 
 
-def sequence(
-    x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x"
-) -> None:
+def sequence(x: Tensor, c: int | None = None, like: Like = None, *, name: str = "x") -> None:
     """`x` is a floating (..., T, C) with C = `c`, on the device and of the dtype of `like`."""
     _tensor(name, x, "sequence", c, like)
 
 
-def token(x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x") -> None:
+def token(x: Tensor, c: int | None = None, like: Like = None, *, name: str = "x") -> None:
     """`x` is a floating (..., C) with C = `c`, on the device and of the dtype of `like`."""
     _tensor(name, x, "token", c, like)
 
 
-def image_series(
-    x: Tensor, c: int | None = None, like: Tensor | None = None, *, name: str = "x"
-) -> None:
+def image_series(x: Tensor, c: int | None = None, like: Like = None, *, name: str = "x") -> None:
     """`x` is a floating (B, T, C, H, W) with C = `c`, on the device and of the dtype of `like`."""
     _tensor(name, x, "image_series", c, like)
 
@@ -206,6 +206,18 @@ def padding_mask(mask: Tensor | None, steps: Sequence[int], x: Tensor) -> Tensor
     return per_step(mask, steps, x, name="key_padding_mask")
 
 
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """The first floating parameter of a module, which quantized ones may lack."""
+    for parameter in own_parameters(module):
+        if parameter.is_floating_point():
+            return parameter
+    for child in module.children():
+        found = first_parameter(child)
+        if found is not None:
+            return found
+    return None
+
+
 def same_shape(**tensors: Tensor) -> None:
     """All have the shape of the last: `check.same_shape(y=y, x=x)`."""
     name, like = list(tensors.items())[-1]
@@ -220,10 +232,11 @@ def same_shape(**tensors: Tensor) -> None:
 def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
     """BatchNorm in training mode gets more than one value per channel.
 
-    SyncBatchNorm is not checked, since it gathers values from all ranks. `grow` names the axes of
-    `x` that the error message advises to enlarge.
+    SyncBatchNorm is not checked, since its values are those of all ranks, nor is what was put in a
+    BatchNorm's place. `grow` names the axes of `x` to enlarge in the error message.
     """
-    if norm.training and values <= 1 and not isinstance(norm, nn.SyncBatchNorm):
+    checked = normalizes_batches(norm) and not isinstance(norm, nn.SyncBatchNorm)
+    if checked and norm.training and values <= 1:
         raise ValueError(
             f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} "
             f"value{'s' * (values != 1)} per channel, which has no variance; it needs at least 2: "
@@ -245,7 +258,7 @@ def same_batch(**tensors: Tensor) -> None:
             )
 
 
-def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | None) -> None:
+def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Like) -> None:
     axes = _LAYOUT_AXES[layout]
     shown = f"({', '.join(axes)})"
     dense(name, x, shown)
@@ -264,6 +277,7 @@ def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Tensor | Non
     if x.dtype not in DTYPES:
         legal = "float64, float32, bfloat16 or float16"
         raise TypeError(f"{name} is {x.dtype}; it must be {legal}: pass {name}.float()")
+    like = first_parameter(like) if isinstance(like, nn.Module) else like
     if like is None:
         return
     if x.device != like.device:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from formulas import HookedDIA
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import attnzoo
@@ -25,7 +26,7 @@ from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import call
 from attnzoo.testing.ranks import WORLD, RankError, Ranks, ranks
 
-from contract import blocks, subject
+from contract import blocks, inner_layers, subject
 from matrix import Cell
 
 modes = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -77,9 +78,18 @@ def test_a_network_with_inserted_blocks_trains_on_ranks(pair: Ranks) -> None:
     pair.run(inserted_equals_one_process)
 
 
+@pytest.mark.slow
+@blocks
 @shards_on_cpu
-def test_fsdp_refuses_layers_whose_weights_are_folded(pair: Ranks) -> None:
-    pair.run(folded_layers_are_refused)
+def test_fsdp_of_every_inner_layer_gives_the_gradients_of_one_process(
+    name: str, pair: Ranks
+) -> None:
+    pair.run(inner_fsdp_equals_one_process, name)
+
+
+@shards_on_cpu
+def test_fsdp_of_layers_that_are_folded_where_they_are_plain(pair: Ranks) -> None:
+    pair.run(inner_fsdp_equals_one_process, "swiftformer")
 
 
 @shards_on_cpu
@@ -145,11 +155,23 @@ def inserted_equals_one_process() -> None:
         assert_close(WORLD * theirs[name].grad, parameter.grad)
 
 
-def folded_layers_are_refused() -> None:
-    block, inputs = joint(subject("swiftformer"))
-    shard(block.to_query)
-    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
-        call(block, inputs)
+def inner_fsdp_equals_one_process(name: str) -> None:
+    """All inner layers sharded each by itself; what is left is replicated, as DDP has it."""
+    mine = half(subject(name), dist.get_rank())
+    whole = gradients(*joint(subject(name)))["parameters"]
+    wanted = gradients(joint(subject(name))[0], mine)
+    block, _ = joint(subject(name))
+    for layer in inner_layers(block).values():
+        shard(layer)
+    found = gradients(block, mine)
+    assert_close(found["outputs"], wanted["outputs"])
+    assert_close(found["inputs"], wanted["inputs"])
+    for key, parameter in block.named_parameters():
+        gradient = found["parameters"][key]
+        if gradient is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(gradient)
+            gradient /= WORLD
+        assert_close(gradient, None if whole[key] is None else whole[key] / WORLD)
 
 
 def views_are_told() -> None:

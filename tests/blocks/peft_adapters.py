@@ -1,0 +1,47 @@
+"""Run by test_peft.py: every block with LoRA of peft on all layers that peft takes."""
+
+import sys
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+import attnzoo
+from attnzoo.testing.inputs import call, leaves, tensors
+
+from contract import SMALL, inner_layers, made
+
+ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def adapted_layers(block: nn.Module) -> list[str]:
+    """peft's LoRA of a grouped convolution needs a rank that the groups divide."""
+    return [
+        path
+        for path, layer in inner_layers(block).items()
+        if isinstance(layer, ADAPTED) and getattr(layer, "groups", 1) == 1
+    ]
+
+
+def check(name: str) -> str:
+    acting = {"n_layers": 2} if name == "pyraformer" else {}
+    _, block, inputs = made(name, SMALL, **acting)
+    paths = adapted_layers(block)
+    if not paths:
+        return "has no such layer"
+    with torch.no_grad():
+        plain = list(tensors(call(block, inputs)))
+    config = LoraConfig(r=2, target_modules=paths, init_lora_weights=False)
+    inject_adapter_in_model(config, block)
+    outputs = list(tensors(call(block, leaves(inputs))))
+    sum(output.square().sum() for output in outputs).backward()
+    assert not all(torch.equal(a, b) for a, b in zip(outputs, plain, strict=True)), name
+    adapters = {key: p for key, p in block.named_parameters() if "lora_" in key}
+    assert len(adapters) == 2 * len(paths), name
+    for key, parameter in adapters.items():
+        assert parameter.grad is not None and parameter.grad.any(), f"{name}: {key}"
+    return f"{len(paths)} layers"
+
+
+for block in sys.argv[1:] or attnzoo.names():
+    sys.stdout.write(f"{block}: {check(block)}\n")

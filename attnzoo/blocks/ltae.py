@@ -210,7 +210,7 @@ class LTAE(nn.Module):
         """The code of each step's day, (B, T, D / heads)."""
         if not self.positions:
             return None
-        days = check.days(positions, steps, x, look=not needs_reference_form(positions))
+        days = check.days(positions, steps, x, finite=not needs_reference_form(positions))
         days = leading.fold(days, keep=1).to(upcast_dtype(x.dtype))  # B T
         return sinusoid(days, self.width // self.heads, self.period)
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..autograd.windows import window_dots, window_sum
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import autocast_disabled, upcast
-from ..registry import Inputs, InputSize, Random, register
+from ..registry import Inputs, InputSize, MakeInputs, Random, register
 from ..validation import check
 from ..validation.types import Count, Rate, Width
 
@@ -161,10 +161,15 @@ def _check_filters(filters: Tensor, x: Tensor) -> None:
         raise TypeError(f"filters is {filters.dtype}, x {x.dtype}; cast one: filters.to({x.dtype})")
 
 
-def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
-    b, h, w = size.batch, size.height, size.width
-    guidance = random(b, config["guidance"], 2 * h, 2 * w)
-    return {"source": random(b, config["c"], h, w), "guidance": guidance}
+def guided(scale: int) -> MakeInputs:
+    """Example inputs whose guidance has `scale` times the source's height and width."""
+
+    def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
+        b, h, w = size.batch, size.height, size.width
+        guidance = random(b, config["guidance"], scale * h, scale * w)
+        return {"source": random(b, config["c"], h, w), "guidance": guidance}
+
+    return inputs
 
 
 register(
@@ -173,5 +178,5 @@ register(
     layout="upsampler",
     family="upsampler",
     example={"c": 16, "guidance": 4, "key_dim": 8, "radius": 1, "dropout": 0.0},
-    inputs=inputs,
+    inputs=guided(2),
 )

@@ -16,10 +16,9 @@ Cost: with d = (2 radius + 1)^2 taps, parameters those of one `jbu` + c^2 + c; M
 from torch import Tensor, nn
 
 from ..registry import InputSize, register
-from ..validation import check
 from ..validation.types import Count, Rate, Width
-from .jbu import JBU
-from .jbu_stack import check_sizes, inputs, upsample
+from .jbu import JBU, guided
+from .jbu_stack import check_maps, upsample
 
 
 class JBUOne(nn.Module):
@@ -50,9 +49,8 @@ class JBUOne(nn.Module):
         self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        check.image(source, self.c, self.up, name="source")
-        check.image(guidance, self.guidance, self.up, name="guidance")
-        check_sizes(source, guidance, self.radius)
+        widths = (self.c, self.guidance)
+        check_maps(source, guidance, widths, self.radius, self.up)
         return upsample(source, guidance, (self.up,) * 4, self.fixup_proj)
 
     def macs(self, size: InputSize) -> int:
@@ -69,5 +67,5 @@ register(
     family="upsampler",
     example={"c": 8, "guidance": 4, "key_dim": 4, "radius": 1, "dropout": 0.0},
     input_size=InputSize(height=4, width=5),
-    inputs=inputs,
+    inputs=guided(16),
 )

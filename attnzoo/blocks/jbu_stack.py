@@ -14,8 +14,7 @@ Cost: with d = (2 radius + 1)^2 taps, parameters those of four `jbu` + c^2 + c; 
     `jbu` per pixel + 256 h w c^2, of which 255 h w c^2 are saved here.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 from ..ops.folding import is_plain, is_pointwise
 from ..ops.guidance import double_along
 from ..ops.memory_format import match_memory_format
-from ..registry import Inputs, InputSize, Random, register
+from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Rate, Width
-from .jbu import JBU
+from .jbu import JBU, guided
 
 
 def upsample(
@@ -45,8 +44,12 @@ def upsample(
     return match_memory_format(y.to(source.dtype), source)
 
 
-def check_sizes(source: Tensor, guidance: Tensor, radius: int) -> None:
-    """Check that the batches agree, and that the first step's map is large enough to reflect."""
+def check_maps(
+    source: Tensor, guidance: Tensor, widths: tuple[int, int], radius: int, like: nn.Module
+) -> None:
+    """Check both maps' shapes, and that the first step's map is large enough to reflect."""
+    check.image(source, widths[0], like, name="source")
+    check.image(guidance, widths[1], like, name="guidance")
     check.same_batch(source=source, guidance=guidance)
     if 2 * source.shape[2] <= radius or 2 * source.shape[3] <= radius:
         least = radius // 2 + 1
@@ -89,9 +92,8 @@ class JBUStack(nn.Module):
         self.fixup_proj = nn.Sequential(nn.Dropout2d(after), nn.Conv2d(c, c, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        check.image(source, self.c, self.up1, name="source")
-        check.image(guidance, self.guidance, self.up1, name="guidance")
-        check_sizes(source, guidance, self.radius)
+        widths = (self.c, self.guidance)
+        check_maps(source, guidance, widths, self.radius, self.up1)
         steps = (self.up1, self.up2, self.up3, self.up4)
         return upsample(source, guidance, steps, self.fixup_proj)
 
@@ -103,12 +105,6 @@ class JBUStack(nn.Module):
         return f"c={self.c}, radius={self.radius}"
 
 
-def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
-    b, h, w = size.batch, size.height, size.width
-    guidance = random(b, config["guidance"], 16 * h, 16 * w)
-    return {"source": random(b, config["c"], h, w), "guidance": guidance}
-
-
 register(
     "jbu_stack",
     JBUStack,
@@ -116,5 +112,5 @@ register(
     family="upsampler",
     example={"c": 8, "guidance": 4, "key_dim": 4, "radius": 1, "dropout": 0.0},
     input_size=InputSize(height=4, width=5),
-    inputs=inputs,
+    inputs=guided(16),
 )

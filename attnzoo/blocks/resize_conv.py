@@ -10,17 +10,15 @@ Differs: in nothing. As in the authors' code, an even `kernel` pads one more row
 Cost: with k = kernel, parameters 4 ((c + guidance) c k^2 + c); MACs 340 h w (c + guidance) c k^2.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.memory_format import match_memory_format
-from ..registry import Inputs, InputSize, Random, register
+from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
+from .jbu import guided
 
 
 class ResizeConv(nn.Module):
@@ -66,17 +64,11 @@ class ResizeConv(nn.Module):
         return f"c={self.c}, guidance={self.guidance}"
 
 
-def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
-    b, h, w = size.batch, size.height, size.width
-    guidance = random(b, config["guidance"], 16 * h, 16 * w)
-    return {"source": random(b, config["c"], h, w), "guidance": guidance}
-
-
 register(
     "resize_conv",
     ResizeConv,
     layout="upsampler",
     family="upsampler",
     example={"c": 16, "guidance": 4},
-    inputs=inputs,
+    inputs=guided(16),
 )

@@ -15,7 +15,7 @@ from ..ops.guidance import double_along
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Odd, Width
-from .resize_conv import inputs
+from .jbu import guided
 from .sapa import SAPA
 
 
@@ -58,5 +58,5 @@ register(
     family="upsampler",
     example={"c": 8, "guidance": 4, "dim": 8, "kernel": 3},
     input_size=InputSize(height=4, width=5),
-    inputs=inputs,
+    inputs=guided(16),
 )

@@ -15,8 +15,15 @@ def window_sum(x: Tensor, weights: Tensor) -> Tensor:
 
     x (B, G, D, H + k - 1, W + k - 1), weights (B, G, k, k, S, H, W) -> (B, G, D, S, H, W).
     """
+    shifted = _columns(x, weights.shape[2], weights.shape[-1]).squeeze(4)
+    # One pixel of the finer map at a time: where the gradient is channels_last, inductor of torch
+    # up to 2.15 writes past the end of a sum over D that has S between D and W (torch #196681).
+    return torch.stack([_one_sum(shifted, fine) for fine in weights.unbind(4)], 3)
+
+
+def _one_sum(shifted: Tensor, weights: Tensor) -> Tensor:
+    """shifted (B, G, D, k, H + k - 1, W), weights (B, G, k, k, H, W) -> (B, G, D, H, W)."""
     k, h = weights.shape[2], weights.shape[-2]
-    shifted = _columns(x, k, weights.shape[-1])
     out = (shifted.narrow(-2, 0, h) * weights[:, :, None, 0]).sum(3)
     for i in range(1, k):
         out = out + (shifted.narrow(-2, i, h) * weights[:, :, None, i]).sum(3)

@@ -9,6 +9,8 @@ from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 
+from contract import assert_takes_float32_under_autocast
+
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("windows", [(2, 2, 2), (5,), (3, 1, 2, 2)])
@@ -81,14 +83,8 @@ def test_closed_form_at_an_odd_size() -> None:
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_parameters_accept_float32_inputs_under_autocast(half: torch.dtype) -> None:
-    block = attnzoo.build("pyraformer_cscm", c=8, windows=(3, 2)).to(half)
-    x = torch.randn(2, 13, 8, requires_grad=True)
-    with torch.autocast("cpu", half):
-        y = block(x)
-    y.sum().backward()
-    assert y.dtype == x.grad.dtype == torch.float32
-    block.float()
-    assert_close(y, block(x), half)
+    block = attnzoo.build("pyraformer_cscm", c=8, windows=(3, 2))
+    assert_takes_float32_under_autocast(block, torch.randn(2, 13, 8), half)
 
 
 def test_refusals() -> None:

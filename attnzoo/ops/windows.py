@@ -15,7 +15,7 @@ def window_sum(x: Tensor, weights: Tensor) -> Tensor:
 
     x (B, G, D, H + k - 1, W + k - 1), weights (B, G, k, k, S, H, W) -> (B, G, D, S, H, W).
     """
-    shifted = _columns(x, weights.shape[2], weights.shape[-1]).squeeze(4)
+    shifted = _columns(x, weights.shape[2], weights.shape[-1])
     # One pixel of the finer map at a time: where the gradient is channels_last, inductor of torch
     # up to 2.15 writes past the end of a sum over D that has S between D and W (torch #196681).
     return torch.stack([_one_sum(shifted, fine) for fine in weights.unbind(4)], 3)
@@ -35,7 +35,7 @@ def window_dots(y: Tensor, x: Tensor, k: int) -> Tensor:
 
     y (B, G, D, S, H, W), x (B, G, D, H + k - 1, W + k - 1) -> (B, G, k, k, S, H, W).
     """
-    h, shifted = y.shape[-2], _columns(x, k, y.shape[-1])
+    h, shifted = y.shape[-2], _columns(x, k, y.shape[-1]).unsqueeze(4)
     return torch.stack(
         [(y.unsqueeze(3) * shifted.narrow(-2, i, h)).sum(2) for i in range(k)], dim=2
     )
@@ -64,9 +64,12 @@ def fine_map(y: Tensor, scale: int) -> Tensor:
 
 
 def _columns(x: Tensor, k: int, w: int) -> Tensor:
-    """The map shifted by 0 to k - 1 columns: (B, G, D, k, 1, H + k - 1, W).
+    """The map shifted by 0 to k - 1 columns: (B, G, D, k, H + k - 1, W).
 
     They are copies: with overlapping views, a compiled graph would require maps wider than the
-    window.
+    window. They are selected by index, since inductor of torch 2.15 miscomputes the gradient of
+    slices of a map whose other gradient is channels_last.
     """
-    return torch.stack([x.narrow(-1, j, w) for j in range(k)], 3).unsqueeze(4)
+    shifts = torch.arange(k, device=x.device)[:, None]
+    index = (shifts + torch.arange(w, device=x.device)).flatten()
+    return x.index_select(-1, index).unflatten(-1, (k, w)).movedim(-2, 3)

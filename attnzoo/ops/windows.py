@@ -72,4 +72,4 @@ def _columns(x: Tensor, k: int, w: int) -> Tensor:
     """
     shifts = torch.arange(k, device=x.device)[:, None]
     index = (shifts + torch.arange(w, device=x.device)).flatten()
-    return x.index_select(-1, index).unflatten(-1, (k, w)).movedim(-2, 3)
+    return torch.unflatten(x.index_select(-1, index), -1, (k, w)).movedim(-2, 3)

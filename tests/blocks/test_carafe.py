@@ -74,6 +74,14 @@ def test_a_stack_equals_its_steps() -> None:
     assert block.up1.kernel == 3
 
 
+def test_a_stack_costs_its_four_steps() -> None:
+    block = attnzoo.build("carafe_stack", 3, device="meta")
+    steps = (block.up1, block.up2, block.up3, block.up4)
+    sizes = [InputSize(height=3 * 2**i, width=5 * 2**i) for i in range(4)]
+    wanted = sum(step.macs(size) for step, size in zip(steps, sizes, strict=True))
+    assert block.macs(sizes[0]) == wanted
+
+
 def test_published_counts() -> None:
     def params(name: str, **config: int) -> int:
         block = attnzoo.build(name, 384, **config, device="meta")

@@ -73,3 +73,10 @@ def test_initial_values_and_counts() -> None:
     assert sum(p.numel() for p in block.parameters()) == 327_936
     size = InputSize(height=7, width=5)
     assert block.macs(size) == 4 * 35 * ((384 + 82) * 384 + 384 * 384)
+
+
+def test_a_single_pixel_trains_as_four() -> None:
+    block = attnzoo.build("ifa", 3)
+    y = block(torch.randn(1, 3, 1, 1))
+    assert y.shape == (1, 3, 2, 2)
+    assert y.isfinite().all()

@@ -87,6 +87,17 @@ def test_the_sign_of_sigma_and_an_out_of_range_temperature_have_no_effect() -> N
     assert block.range_temp.grad.item() != 0
 
 
+@pytest.mark.parametrize("sigma", [0.35, 0.15])
+def test_a_narrow_spatial_kernel_is_normalized_down_to_its_floor(sigma: float) -> None:
+    """Where a neighbor resembles a pixel more than the pixel itself, almost nothing is left."""
+    block = made(key_dim=4, radius=1)
+    source, guidance = torch.randn(1, 3, 2, 2).double(), 3 * torch.randn(1, 3, 4, 5).double()
+    with torch.no_grad():
+        block.sigma_spatial.fill_(sigma)
+        block.range_temp.fill_(6.0)
+        assert_close(block(source, guidance), by_pixels(block, source, guidance))
+
+
 def test_a_kernel_is_linear_in_the_source_and_the_same_for_all_channels() -> None:
     block = made(key_dim=4, radius=1)
     a, b, guidance = (torch.randn(1, 3, n, n).double() for n in (4, 4, 9))

@@ -85,7 +85,7 @@ def formula(block: nn.Module, x: Tensor, maps: list[Tensor], heads: int) -> Tens
     return (x + gelu(hidden) @ own.mlp.fc2.weight.T + own.mlp.fc2.bias).mT.unflatten(2, grid)
 
 
-@pytest.mark.parametrize("size", [(16, 24), (13, 9), (1, 1), (8, 3)], ids=str)
+@pytest.mark.parametrize("size", [(16, 24), (13, 9), (1, 1), (1, 6), (8, 3)], ids=str)
 @pytest.mark.parametrize("whole", [False, True], ids=["attention", "block"])
 @pytest.mark.parametrize("variant", ["ade", "city"])
 def test_equals_the_formula(variant: str, whole: bool, size: tuple[int, int]) -> None:

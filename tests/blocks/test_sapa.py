@@ -82,6 +82,14 @@ def test_initial_values() -> None:
     assert block.gate.weight.std() < 0.04
 
 
+def test_a_stack_costs_its_four_steps() -> None:
+    block = attnzoo.build("sapa_stack", 3, dim=4, device="meta")
+    steps = (block.up1, block.up2, block.up3, block.up4)
+    sizes = [InputSize(height=3 * 2**i, width=5 * 2**i) for i in range(4)]
+    wanted = sum(step.macs(size) for step, size in zip(steps, sizes, strict=True))
+    assert block.macs(sizes[0]) == wanted
+
+
 def test_published_counts() -> None:
     def params(name: str) -> int:
         return sum(p.numel() for p in attnzoo.build(name, 384, device="meta").parameters())

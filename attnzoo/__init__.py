@@ -14,6 +14,7 @@ from .registry import (
     InputSize,
     UnknownBlockError,
     build,
+    class_named,
     describe,
     names,
     register,
@@ -61,13 +62,34 @@ _LAZY = {  # public functions that are defined in block modules
 }
 
 
+# What other catalogues call what is called otherwise here.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("list", "list_models", "list_blocks", "available", "models"),
+        "attnzoo.names() lists the blocks",
+    ),
+    **dict.fromkeys(
+        ("create", "create_model", "create_block", "make", "get", "get_model", "load"),
+        'attnzoo.build("cbam", c=64) builds a block',
+    ),
+    **dict.fromkeys(
+        ("load_pretrained", "from_pretrained", "load_state_dict"),
+        'attnzoo.from_upstream("cbam", state_dict, c=64) loads the authors\' weights',
+    ),
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import the block modules on first access, which keeps `import attnzoo` fast."""
+    """Classes and functions of the blocks, imported on first access: `import attnzoo` is fast."""
     if name in ("blocks", "testing"):
         return import_module(f".{name}", __name__)
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    cls = None if name.startswith("_") else class_named(name)
+    if cls is not None:
+        return cls
+    hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ return the value that makes callers use their reference form, which is slower bu
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -158,18 +158,149 @@ def overload_packet(operator: Any) -> Any:
     return getattr(operator, "_overloadpacket", operator)
 
 
-class Companion(nn.Module):
-    """A module that moves and casts other modules along with itself without registering them."""
+class Joined(MutableMapping[str, Any]):
+    """Two dicts as one: new names go to the second, where there is one."""
+
+    def __init__(self, own: dict[str, Any], theirs: MutableMapping[str, Any]) -> None:
+        self.own, self.theirs = own, theirs
+
+    def __getitem__(self, name: str) -> Any:
+        return self.own[name] if name in self.own else self.theirs[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        (self.own if name in self.own else self.theirs)[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del (self.own if name in self.own else self.theirs)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.theirs, *(name for name in self.own if name not in self.theirs)])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def copy(self) -> dict[str, Any]:
+        """Both in one dict."""
+        return dict(self)
+
+
+class Facade(nn.Module):
+    """A module in front of another one, whose parameters and buffers are listed at its own path.
+
+    So `named_parameters`, `get_buffer`, `torch.func.functional_call` and `torch.export` find them
+    under the path they had before. The module itself is an ordinary child.
+    """
+
+    _is_replica = False  # set on the copies that nn.DataParallel makes
+
+    def fronted(self) -> nn.Module | None:
+        """The module whose tensors are listed, or None."""
+        return None
 
     def companions(self) -> list[nn.Module]:
-        """The modules to move and cast along with this one."""
+        """Modules that are no children, and still move and are cast along with this one."""
         return []
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Companion":
+    def own_parameters(self) -> dict[str, Any]:
+        """The parameters of this module itself."""
+        found: dict[str, Any] = vars(self)["_parameters"]
+        return found
+
+    def is_replica(self) -> bool:
+        """Whether this is one of `nn.DataParallel`'s copies, which hold tensors of their own."""
+        return self._is_replica
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Facade":
         for module in self.companions() if recurse else ():
             module._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module; without `recurse` its own alone, since the child lists its own."""
+        if recurse:
+            yield from super().named_parameters(prefix, True, remove_duplicate)
+            return
+        for name, parameter in self.own_parameters().items():
+            if parameter is not None:
+                yield f"{prefix}.{name}".lstrip("."), parameter
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As of any module; without `recurse` none, since the child lists its own."""
+        if recurse:
+            yield from super().named_buffers(prefix, True, remove_duplicate)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, parameter in self.own_parameters().items():
+            destination[prefix + name] = parameter if keep_vars else parameter.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
+        own = {prefix + name for name in self.own_parameters()}
+        missing_keys.extend(key for key in missing if key in own)  # the rest is the child's to load
+
+
+def _joined(name: str) -> property:
+    """`_parameters` or `_buffers` of a facade: its own, and those of the module behind it."""
+
+    def read(self: Facade) -> Any:
+        own = vars(self)[name]
+        behind = None if self.is_replica() else self.fronted()
+        return own if behind is None else Joined(own, getattr(behind, name))
+
+    def write(self: Facade, value: dict[str, Any]) -> None:
+        vars(self)[name] = value
+
+    return property(read, write)
+
+
+def _non_persistent(self: Facade) -> set[str]:
+    own: set[str] = vars(self)["_non_persistent_buffers_set"]
+    behind = self.fronted()
+    return own if behind is None else own | behind._non_persistent_buffers_set
+
+
+# Set here, since type checkers know them as attributes of every module.
+for _name, _property in {
+    "_parameters": _joined("_parameters"),
+    "_buffers": _joined("_buffers"),
+    "_non_persistent_buffers_set": property(
+        _non_persistent,
+        lambda self, value: vars(self).update(_non_persistent_buffers_set=value),
+    ),
+}.items():
+    setattr(Facade, _name, _property)
+
+
+def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The children of a module, those that are None too; writing to it runs no hook."""
+    return module._modules
+
+
+def parameters_by_name(module: nn.Module) -> MutableMapping[str, Tensor | None]:
+    """The parameters of a module itself, those that are None too."""
+    return module._parameters  # type: ignore[return-value]
+
+
+def buffers_by_name(module: nn.Module) -> MutableMapping[str, Tensor | None]:
+    """The buffers of a module itself, those that are None too."""
+    return module._buffers
 
 
 def put_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import capabilities
-from .validation import check, messages, signature
+from .validation import calls, check, messages, signature
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
 Family = Literal[
@@ -330,6 +330,7 @@ def _add(entry: Entry) -> None:
         if name in blocks:
             raise ValueError(f"a block named {name!r} is registered already ({blocks[name].cls})")
         signature.enforce_signature(name, entry.cls)
+        calls.enforce_calls(name, entry.cls)
         blocks[name] = entry
 
 
@@ -343,11 +344,22 @@ def find(name: str) -> Entry:
         return _catalogue()[name]
     except KeyError:
         known = _catalogue().copy()  # another thread may register a block meanwhile
-        hint = messages.nearest(name, known, titles={n: _title(e.cls) for n, e in known.items()})
+        hint = messages.nearest_blocks(name, {n: _other_names(e.cls) for n, e in known.items()})
         raise UnknownBlockError(
             f"no block is named {messages.shown(name)}{hint}; "
             f"attnzoo.names() lists all {len(known)}"
         ) from None
+
+
+def _other_names(cls: type[nn.Module]) -> tuple[str, str, str]:
+    """The class's name, the block's title, and the title of its paper."""
+    paper = _sections(_doc(cls)).get("Paper", "")
+    return cls.__name__, _title(cls), " ".join(re.split(r"[.,;] ", paper)[:2])
+
+
+def class_named(name: str) -> type[nn.Module] | None:
+    """The class of a block by the class's own name, such as `CBAM`; None if there is none."""
+    return next((e.cls for e in _catalogue().copy().values() if e.cls.__name__ == name), None)
 
 
 def names(

@@ -47,3 +47,13 @@ from . import swiftformer as swiftformer
 from . import trend_aware as trend_aware
 from . import triplet as triplet
 from . import utae_aggregator as utae_aggregator
+
+
+def __getattr__(name: str) -> object:
+    """A block's class by its name: `attnzoo.blocks.CBAM`."""
+    from ..registry import class_named
+
+    cls = None if name.startswith("_") else class_named(name)
+    if cls is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return cls

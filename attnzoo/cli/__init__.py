@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from . import bench, check, compare, list, show, timm, verify
 
 EPILOG = """\
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"attnzoo {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (list, show, bench, compare, timm, verify, check):
         command.add(commands)

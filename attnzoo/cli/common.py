@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows as lines of aligned columns."""
+def columns(rows: Sequence[tuple[str, ...]], width: int | None = None) -> Iterator[str]:
+    """Rows as lines of aligned columns; with `width`, the last column is cut to fit."""
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     for *head, tail in rows:
-        yield "  ".join([*(f"{c:<{w}}" for c, w in zip(head, widths, strict=True)), tail]).rstrip()
+        line = "  ".join([*(f"{c:<{w}}" for c, w in zip(head, widths, strict=True)), tail]).rstrip()
+        yield line if width is None or len(line) <= width else f"{line[: width - 3]}..."
 
 
 def needs_extra(command: str, *packages: str) -> None:

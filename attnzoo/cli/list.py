@@ -19,8 +19,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(options: argparse.Namespace) -> int:
     """Print the blocks; returns the exit status."""
     found = registry.names(layout=options.layout, family=options.family, text=options.text)
-    rows = [(e.name, ", ".join(e.layouts), e.family, e.title) for e in map(registry.find, found)]
-    for line in columns([("name", "layout", "family", "what"), *rows]):
+    rows = [(e.name, ", ".join(e.layouts), e.title) for e in map(registry.find, found)]
+    for line in columns([("name", "layout", "what"), *rows], width=80):
         print(line)
     print(f"{len(found)} block{'s' * (len(found) != 1)}; attnzoo show NAME prints details")
     return 0

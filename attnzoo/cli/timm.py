@@ -28,6 +28,11 @@ def run(options: argparse.Namespace) -> int:
         models.append(found.model)
         line = f"{found.model:<40}{found.call:<34}{found.blocks:>3} blocks"
         print(f"{line} {found.parameters:>12,} parameters", flush=True)
+    if not models:
+        raise ValueError(
+            f"no network of timm that matches {options.models!r} takes {options.name!r} as its "
+            f"attention layer; use attnzoo.insert(net, where, {options.name!r}, example_input=x)"
+        )
     count = f"{len(models)} network{'s' * (len(models) != 1)}"
     print(f"{count}; layer = attnzoo.attn_layer({options.name!r})")
     return 0

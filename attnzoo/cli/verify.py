@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         outcome = "ok" if all(verdict.passed for verdict in verdicts) else "WRONG"
         sources = "; ".join(dict.fromkeys(verdict.source for verdict in verdicts))
         lines.append((name, str(len(verdicts)), f"{error:.1e}", outcome, sources))
-    for line in columns(lines):
+    for line in columns(lines, width=100):
         print(line)
     for verdict in failed:
         print(

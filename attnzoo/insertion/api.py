@@ -10,8 +10,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from .. import _torch
 from ..registry import Entry, build, find
 from ..validation import check
+from . import guard
 from .host import How, Inserted, InsertedSequence, enclosed, ignore
 from .matching import Where, ancestors, matches, named_modules
 from .placement import LAYOUTS, InsertOptions, Plan, plan
@@ -93,7 +95,9 @@ def insert(
         built = {path: _build(entry.name, matched[path], one) for path, one in plans.items()}
         for path, module in built.items():
             _replace(model, path, module)
-            _keep_dense(model, path)
+            for ancestor in ancestors(model, path):
+                guard.protect(ancestor)
+                _keep_dense(ancestor)
     return report
 
 
@@ -103,11 +107,13 @@ def remove(model: nn.Module) -> nn.Module:
     The original modules are put back with their current weights.
     """
     _check_model(model)
-    for path, module in [*named_modules(model)]:
-        if isinstance(module, Inserted) and path:
+    while found := [item for item in named_modules(model) if isinstance(item[1], Inserted)]:
+        for path, module in found:
             _replace(model, path, enclosed(module))
-    for encoder in (m for m in model.modules() if _NESTED in vars(m)):
-        encoder.use_nested_tensor = vars(encoder).pop(_NESTED)
+    for module in model.modules():
+        guard.release(module)
+        if _NESTED in vars(module):
+            vars(module)["use_nested_tensor"] = vars(module).pop(_NESTED)
     return model
 
 
@@ -161,12 +167,11 @@ def _build(name: str, matched: nn.Module, plan: Plan) -> Inserted:
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    enclosed(model.get_submodule(parent)).add_module(name, module)
+    _torch.children_by_name(enclosed(model.get_submodule(parent)))[name] = module
 
 
-def _keep_dense(model: nn.Module, path: str) -> None:
+def _keep_dense(module: nn.Module) -> None:
     """Disable the nested tensors of `nn.TransformerEncoder`'s eval mode, which blocks refuse."""
-    for module in ancestors(model, path):
-        if isinstance(module, nn.TransformerEncoder):
-            vars(module).setdefault(_NESTED, module.use_nested_tensor)
-            module.use_nested_tensor = False
+    if isinstance(module, nn.TransformerEncoder):
+        vars(module).setdefault(_NESTED, module.use_nested_tensor)
+        module.use_nested_tensor = False

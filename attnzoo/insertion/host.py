@@ -1,9 +1,10 @@
 """The module that replaces a matched one: it contains the matched module and the block.
 
 It presents the names of the matched module: parameters, buffers and state dict keep their keys,
-and access to attributes and items is forwarded. The block adds its own keys under
-`<path>.attnzoo`. The matched module remains an ordinary child, so that functions which replace
-children, such as `nn.SyncBatchNorm.convert_sync_batchnorm`, still find it.
+and reading attributes and items is forwarded. The block adds its own keys under `<path>.attnzoo`.
+The matched module is an ordinary child, `<path>.attnzoo_host`, so that functions which replace
+modules find it and put theirs in its place. What would compute or rewrite the matched module
+without the block is refused, see `guard.py`.
 """
 
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from .. import _torch
+from ..validation import calls
+from . import guard
+from .guard import HOST
 
 How = Literal["after", "before", "instead"]
-HOST = "attnzoo_host"
 
 
 class Site(NamedTuple):
@@ -31,7 +34,7 @@ class Site(NamedTuple):
         return f"{self.key}_gain"
 
 
-class Inserted(_torch.Companion):
+class Inserted(_torch.Facade):
     """The matched module with a block after, before or instead of it.
 
     Args:
@@ -43,6 +46,10 @@ class Inserted(_torch.Companion):
     """
 
     attnzoo_site: Site
+
+    def __new__(cls, *_: Any, **__: Any) -> "Inserted":  # noqa: PYI034
+        guard.watch_replacements()  # here, since copies and unpickled networks come this way too
+        return super().__new__(cls)
 
     def __init__(
         self, host: nn.Module, block: nn.Module, site: Site, gain: Tensor | None = None
@@ -62,23 +69,18 @@ class Inserted(_torch.Companion):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         how = self.attnzoo_site.how
         if how == "before":
-            return host(self)(self.attend(args[0]), *args[1:], **kwargs)
+            return host(self)(_attend(self, args[0]), *args[1:], **kwargs)
         if how == "instead":
-            return self.attend(args[0])
-        return self.attend(host(self)(*args, **kwargs))
+            return _attend(self, args[0])
+        return _attend(self, host(self)(*args, **kwargs))
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Apply the block to `x`, with the residual and the gain of the site."""
-        site = self.attnzoo_site
-        y = with_channels_at(site.axes, self.get_submodule(site.key), x)
-        gain = getattr(self, site.gain, None)
-        if gain is not None:
-            return x + gain.to(x.dtype) * (y if site.residual else y - x)  # type: ignore[no-any-return]
-        return x + y if site.residual else y
+    def fronted(self) -> nn.Module | None:
+        """The matched module where it is a child, so that its tensors are listed here."""
+        return _torch.children_by_name(self).get(HOST)
 
     def companions(self) -> list[nn.Module]:
         """The matched module if it is not a child, so that it is moved and cast too."""
-        return [host(self)] if self.attnzoo_site.how == "instead" else []
+        return [] if self.fronted() is not None else [host(self)]
 
     def train(self, mode: bool = True) -> "Inserted":
         super().train(mode)
@@ -88,15 +90,28 @@ class Inserted(_torch.Companion):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
+        """The modules inside the matched one at the paths they had before, and itself at its own.
+
+        Without `remove_duplicate` it is left out: its tensors are listed by this module.
+        """
         memo = set() if memo is None else memo
         if self in memo:
             return
         if remove_duplicate:
             memo.add(self)
         yield prefix, self
+        inner = f"{prefix}.{HOST}".lstrip(".")
         for name, child in self.named_children():
-            path = prefix if name == HOST else f"{prefix}.{name}".lstrip(".")
-            yield from child.named_modules(memo, path, remove_duplicate)
+            if name != HOST:
+                yield from child.named_modules(
+                    memo, f"{prefix}.{name}".lstrip("."), remove_duplicate
+                )
+                continue
+            for path, module in child.named_modules(memo, prefix, remove_duplicate):
+                if module is not child and not path.startswith(inner):
+                    yield path, module
+                elif remove_duplicate:  # the matched module, or that of an insertion inside
+                    yield inner + path[len(prefix) :], module
 
     def state_dict(
         self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
@@ -106,27 +121,63 @@ class Inserted(_torch.Companion):
             _drop_name(entries, prefix, HOST)
         return found
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay: the block's, and those the module names."""
+        return guard.undecayed(self)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise ValueError(calls.UNSCRIPTABLE.format("a network with inserted blocks"))
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             if "attnzoo_site" not in self.__dict__:  # not initialized yet, as in unpickling
                 raise
-            return getattr(host(self), name)
+            return guard.let_through(self, host(self), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "attnzoo_site" not in vars(self):
+        if self._owns(name):
             super().__setattr__(name, value)
-            return
-        site = self.attnzoo_site
-        own = name in vars(self) or name in (HOST, site.key, site.gain)
-        if own or hasattr(type(self), name):
-            super().__setattr__(name, value)
-        elif isinstance(value, Tensor) and name in dict(host(self).named_parameters(recurse=False)):
-            # torch.func.functional_call and torch.export replace parameters with plain tensors.
-            _torch.put_parameter(host(self), name, value)
+        elif self.is_replica():
+            vars(self)[name] = value
+        elif isinstance(value, Tensor) and name in _torch.parameters_by_name(host(self)):
+            guard.refuse_new_parameter(self, host(self), name, value)
+            if isinstance(value, nn.Parameter):
+                setattr(host(self), name, value)
+            else:  # torch.func.functional_call and torch.export put plain tensors there
+                _torch.put_parameter(host(self), name, value)
         else:
             setattr(host(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._owns(name):
+            super().__delattr__(name)
+            return
+        guard.refuse_deletion(self, host(self), name)
+        delattr(host(self), name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if self._owns(name):
+            super().register_parameter(name, param)
+        else:
+            host(self).register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        host(self).register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if self._owns(name):
+            super().add_module(name, module)
+        else:
+            host(self).add_module(name, module)
+
+    def _owns(self, name: str) -> bool:
+        """Whether a name is this module's own, and not the matched module's."""
+        site = vars(self).get("attnzoo_site")
+        if site is None or name in vars(self) or name in (HOST, site.key, site.gain):
+            return True
+        return hasattr(type(self), name)
 
 
 class InsertedSequence(Inserted):
@@ -138,8 +189,26 @@ class InsertedSequence(Inserted):
     def __getitem__(self, index: Any) -> Any:
         return host(self)[index]  # type: ignore[index]
 
+    def __setitem__(self, index: Any, module: nn.Module) -> None:
+        host(self)[index] = module  # type: ignore[operator]
+
     def __iter__(self) -> Iterator[Any]:
-        return iter(host(self))  # type: ignore[call-overload,no-any-return]
+        """The items; of a sequence, the block goes with the item that it follows or precedes.
+
+        Gradient checkpointing calls the items of a sequence one by one.
+        """
+        items = [*cast(Any, host(self))]
+        site = self.attnzoo_site
+        if not items or not isinstance(enclosed(self), nn.Sequential) or site.how == "instead":
+            return iter(items)
+        at = 0 if site.how == "before" else -1
+        view = (InsertedSequence if hasattr(items[at], "__len__") else Inserted)(
+            items[at], getattr(self, site.key), site
+        )
+        if gain(self) is not None:
+            view.register_parameter(site.gain, gain(self))
+        items[at] = view
+        return iter(items)
 
 
 def host(site: Inserted) -> nn.Module:
@@ -154,6 +223,21 @@ def enclosed(module: nn.Module) -> nn.Module:
     while isinstance(module, Inserted):
         module = host(module)
     return module
+
+
+def gain(site: Inserted) -> Any:
+    """The learned gain, or None without `zero_init`."""
+    return getattr(site, site.attnzoo_site.gain, None)
+
+
+def _attend(place: Inserted, x: Tensor) -> Tensor:
+    """Apply the block to `x`, with the residual and the gain of the site."""
+    site = place.attnzoo_site
+    y = with_channels_at(site.axes, getattr(place, site.key), x)
+    factor = gain(place)
+    if factor is not None:
+        return x + factor.to(x.dtype) * (y if site.residual else y - x)  # type: ignore[no-any-return]
+    return x + y if site.residual else y
 
 
 def with_channels_at(axes: tuple[int, int] | None, block: nn.Module, x: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
         TypeError: `where` is none of the three.
     """
     modules: dict[str, nn.Module] = dict(named_modules(model))
+    if isinstance(where, nn.Module):
+        own = [
+            repr(path) for path, module in modules.items() if where in (module, enclosed(module))
+        ]
+        hint = f"; this one is {own[0]}" if own else "; this one is not part of the model"
+        raise TypeError(f"where must be a path, not a module ({type(where).__name__}){hint}")
     matched = _matching_paths(where, modules)
     if not matched:
         raise ValueError(_no_match(where, modules))

@@ -93,16 +93,19 @@ def _layer(entry: registry.Entry, source: Any, arguments: list[Any]) -> type[nn.
     """A class whose call, by the parser, returns the block itself."""
     if not isinstance(source, int):
         raise ValueError(f"{entry.name} follows one layer, not from={source!r}; pass one index")
-    if arguments and not (len(arguments) == 1 and isinstance(arguments[0], dict)):
+    written = arguments[0] if arguments and isinstance(arguments[0], int) else None
+    rest = arguments if written is None else arguments[1:]
+    if isinstance(written, bool) or len(rest) > 1 or not all(isinstance(a, dict) for a in rest):
         raise ValueError(
-            f"{entry.name}: arguments {arguments!r} must be [] or one mapping of keywords, "
-            f"[{{keyword: value}}]; c comes from the layer before. Signature: {entry.usage}"
+            f"{entry.name}: arguments {arguments!r} must be [], the channels, [1024], or keywords "
+            f"in a mapping, [{{keyword: value}}] or [1024, {{keyword: value}}]; the channels are "
+            f"those of the layer before, after scaling. Signature: {entry.usage}"
         )
 
     def new(
-        cls: type, channels: list[int], index: int, config: dict[str, Any] | None = None
+        cls: type, channels: list[int], index: int, *arguments: int | dict[str, Any]
     ) -> nn.Module:
-        given = dict(config or {})
+        given = {k: v for a in arguments if isinstance(a, dict) for k, v in a.items()}
         if entry.layouts[0] != "image":
             given["layout"] = "image"
         _check_channels(entry, channels[index], given)

@@ -92,7 +92,9 @@ def device(name: str, value: torch.device | str | int) -> None:
         torch.empty(0, device=value)
     except Exception as error:  # each backend has its own
         reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
-        raise ValueError(f"{name}={shown(value)} cannot be used here: {reason}") from None
+        gpu = isinstance(value, str) and value.lower().startswith("gpu")
+        hint = "; torch's name of a GPU is 'cuda'" if gpu else ""
+        raise ValueError(f"{name}={shown(value)} cannot be used here: {reason}{hint}") from None
 
 
 def dense(name: str, x: Tensor, expected: str) -> None:
@@ -258,17 +260,37 @@ def same_batch(**tensors: Tensor) -> None:
             )
 
 
+def _permuted(name: str, x: Tensor, c: int, axis: int) -> str:
+    """`; take x.permute(...)` where another axis has the size of the channels."""
+    at = [i for i in range(1, x.ndim) if x.shape[i] == c]
+    if not at:
+        return ""
+    order = [i for i in range(x.ndim) if i != at[-1]]
+    order.insert(x.ndim + axis, at[-1])
+    return f"; axis {at[-1]} has {c}: take {name}.permute({', '.join(map(str, order))})"
+
+
+def _as_map(name: str, x: Tensor, c: int | None) -> str:
+    """`; take ...` for tokens of an image, (B, H * W, C)."""
+    if x.ndim != 3 or x.shape[2] != c:
+        return ""
+    side = math.isqrt(x.shape[1])
+    sizes = f"{side}, {side}" if side * side == x.shape[1] else "H, W"
+    return f"; of tokens (B, H * W, C) take {name}.mT.unflatten(2, ({sizes}))"
+
+
 def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Like) -> None:
     axes = _LAYOUT_AXES[layout]
     shown = f"({', '.join(axes)})"
     dense(name, x, shown)
     if (x.ndim < len(axes) - 1) if axes[0] == "..." else (x.ndim != len(axes)):
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}")
+        hint = _as_map(name, x, c) if layout == "image" else ""
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; layout {layout!r} is {shown}{hint}")
     axis = axes.index("C") - len(axes)
     if c is not None and x.shape[axis] != c:
         raise ValueError(
             f"{name} has {x.shape[axis]} channels (axis {axis} of shape {tuple(x.shape)}); "
-            f"the block was built for c={c} and takes {shown}"
+            f"the block was built for c={c} and takes {shown}" + _permuted(name, x, c, axis)
         )
     for i in range(1, min(len(axes), x.ndim) + 1):
         if axes[-i] in "HWT" and x.shape[-i] == 0:

@@ -55,3 +55,50 @@ def nearest(
 
     near = sorted((n for n in known if similarity(n) >= 0.5), key=similarity, reverse=True)[:3]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+# What people append to the name of a block, or put before it.
+_COMMON = frozenset(["attention", "attn", "att", "block", "module", "layer", "net", "conv"])
+_PARTS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+
+
+def nearest_blocks(word: str, known: Mapping[str, Sequence[str]]) -> str:
+    """`; did you mean ...?` with the blocks that a word may mean.
+
+    Args:
+        word: a name as people write it: `SKAttention`, `squeeze excitation`, `CBAMBlock`.
+        known: for each block its other names: the class, the title, the title of the paper.
+    """
+    parts = _parts(word[:100])
+    bare, plain = "".join(parts), re.sub(r"[^a-z0-9]", "", word[:100].lower())
+    if not bare:
+        return ""
+
+    def similarity(name: str) -> float:
+        cls, title, paper = known[name]
+        short = {"".join(_parts(name)) or name, "".join(_parts(cls)) or cls.lower()}
+        if bare in short or plain in (name.replace("_", ""), cls.lower()):
+            return 3.0
+        head = [w.lower() for w in re.findall(r"[A-Za-z]+", title.split(":")[0])]
+        if plain == "".join(w[0] for w in head)[: len(plain)]:
+            return 2.5
+        for score, words in ((2.0, head), (1.5, re.findall(r"[a-z]+", paper.lower()))):
+            telling = [part for part in parts if len(part) > 2]
+            if telling and all(any(w.startswith(part) for w in words) for part in telling):
+                return score
+        if any(one.startswith(bare) or bare.startswith(one) for one in short if len(one) > 1):
+            return 1.0
+        return max(difflib.SequenceMatcher(None, bare, one).ratio() for one in short)
+
+    scores = {name: similarity(name) for name in known}
+    best = max(scores.values(), default=0.0)
+    if best < 0.6:
+        return ""
+    least = max(0.6, best if best == 3.0 else best - 1.0)
+    near = sorted((n for n in known if scores[n] >= least), key=lambda n: -scores[n])[:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+def _parts(word: str) -> list[str]:
+    """The words of a name in lower case, without those that every name may have."""
+    return [part for part in map(str.lower, _PARTS.findall(word)) if part not in _COMMON]

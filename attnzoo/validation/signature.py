@@ -33,7 +33,7 @@ def bind(
     extra = next((p.name for p in known.values() if p.kind is p.VAR_KEYWORD), None)
     for key in config:
         if key not in known and extra is None:
-            near = messages.nearest(key, known)
+            near = _meant(key, known) or messages.nearest(key, known)
             raise TypeError(
                 f"{name} has no argument {messages.shown(key)}{near}; "
                 f"its signature is {usage(name, cls)}"
@@ -41,10 +41,40 @@ def bind(
     try:
         bound = signature.bind(*args, **config)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}; its signature is {usage(name, cls)}") from None
+        hint = _by_keyword(known, args)
+        raise TypeError(f"{name}: {error}{hint}; its signature is {usage(name, cls)}") from None
     bound.apply_defaults()
     values = types.fit_all(name, cls, bound.arguments)
     return values | values.pop(extra) if extra else values
+
+
+# What other libraries call the arguments that are called so here.
+_ALIASES = {
+    "c": "dim in_channels in_channel in_planes inplanes inp in_dim in_features gate_channels "
+    "channels channel num_channels embed_dim embed_dims d_model hidden_size hidden_dim input_dim "
+    "planes features c1 ch nc chs",
+    "c_out": "out_channels out_channel out_planes outp oup out_dim out_features c2 d_out",
+    "reduction": "reduction_ratio rd_ratio ratio r se_ratio squeeze_factor squeeze_ratio",
+    "heads": "num_heads n_heads nhead n_head h head num_attention_heads",
+    "dropout": "drop drop_rate attn_drop proj_drop p dropout_p",
+}
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a keyword of other libraries."""
+    for ours, theirs in _ALIASES.items():
+        if ours in known and key.lower() in theirs.split():
+            return f"; did you mean {ours!r}?"
+    return ""
+
+
+def _by_keyword(known: Mapping[str, inspect.Parameter], args: tuple[Any, ...]) -> str:
+    """What to write where a second argument was passed by position."""
+    positional = [p for p in known.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) != len(positional) + 1 or isinstance(args[-1], (dict, list)):
+        return ""
+    keys = [key for key in ("c_out", "reduction", "heads") if key in known]
+    return f"; write {keys[0]}={messages.shown(args[-1])}" if keys else ""
 
 
 def usage(name: str, cls: type[nn.Module]) -> str:

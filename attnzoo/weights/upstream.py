@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..registry import build, find
+from ..registry import Entry, build, find
 from ..validation import messages
 from . import files
 from .keys import best_match, mismatch_message, without_wrappers
@@ -58,7 +58,8 @@ def from_upstream(
         raise ValueError("a block on the meta device has no values; build it on another device")
     match = best_match(entry, own, state_dict, prefix)
     if not match.fits:
-        raise ValueError(mismatch_message(entry, match, state_dict))
+        hint = _fitting_flag(entry, state_dict, args, config, prefix)
+        raise ValueError(mismatch_message(entry, match, state_dict) + hint)
     block.load_state_dict(
         {
             ours: state_dict[match.keys[ours]].reshape(tensor.shape)
@@ -68,6 +69,26 @@ def from_upstream(
         }
     )
     return block
+
+
+def _fitting_flag(
+    entry: Entry,
+    state_dict: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    config: Mapping[str, Any],
+    prefix: str | None,
+) -> str:
+    """`; they fit with ...` where one flag of the block turned the other way makes them fit."""
+    bound = entry.bind(*args, **config)
+    for key in (key for key, value in bound.items() if isinstance(value, bool)):
+        try:
+            block = build(entry.name, **{**bound, key: not bound[key]}, device="meta")
+            fits = best_match(entry, block.state_dict(), state_dict, prefix).fits
+        except (TypeError, ValueError):
+            continue
+        if fits:
+            return f"; they fit with {key}={not bound[key]}"
+    return ""
 
 
 def upstream_keys(name: str, block: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, str]:

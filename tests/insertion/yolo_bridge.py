@@ -57,6 +57,32 @@ def test_every_image_block_is_named_in_a_yaml_and_trains(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
+@pytest.mark.parametrize("arguments", [[1024], [1024, {"reduction": 8}]])
+def test_rows_as_recipes_write_them(arguments: list[Any]) -> None:
+    block = DetectionModel(network(-1, 1, "CBAM", arguments), verbose=False).model[PLACE]
+    assert type(block) is find("cbam").cls
+    assert block.c == 256
+    assert block.fc1.weight.shape[0] == (32 if len(arguments) > 1 else 16)
+
+
+def test_fusing_keeps_inserted_blocks_or_is_refused() -> None:
+    for where, refused in (("model.[24]", False), ("model.2.cv1", False), ("model.1.bn", True),
+                           ("model.1.conv", True)):  # fmt: skip
+        model = DetectionModel(network(-1, 1, "SE", []), verbose=False).eval()
+        x = torch.randn(1, 3, 64, 64)
+        attnzoo.insert(model, where, "simam", example_input=x)
+        before = model(x)[0]
+        if refused:
+            with pytest.raises(ValueError, match=r"fuse\(\) folds .*attnzoo\.remove"):
+                model.fuse(verbose=False)
+            torch.testing.assert_close(model(x)[0], before, atol=0, rtol=0)
+            continue
+        count = sum(type(module) is find("simam").cls for module in model.modules())
+        model.fuse(verbose=False)
+        assert sum(type(module) is find("simam").cls for module in model.modules()) == count
+        torch.testing.assert_close(model(x)[0], before, atol=1e-3, rtol=1e-3)
+
+
 def leaves(value: Any) -> list[torch.Tensor]:
     """All floating tensors of the nested training output."""
     if isinstance(value, torch.Tensor):
@@ -111,9 +137,9 @@ def test_names_of_ultralytics_stay_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         ((-1, 1, "Cbam", []), ValueError, "ultralytics has no layer 'Cbam'.*did you mean 'cbam'"),
         ((-1, 1, "C2ff", [256]), KeyError, "ultralytics has no layer 'C2ff', and no block"),
         (
-            (-1, 1, "CBAM", [1024]),
+            (-1, 1, "CBAM", [1024, 16]),
             ValueError,
-            r"\[1024\] must be \[\] or one mapping.*reduction=16",
+            r"\[1024, 16\] must be \[\], the channels.*reduction=16",
         ),
         ((-1, 1, "CBAM", [{"reducton": 8}]), TypeError, "did you mean 'reduction'"),
         ((-1, 1, "CBAM", [{"reduction": 512}]), ValueError, "reduction=512"),

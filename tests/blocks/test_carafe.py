@@ -40,6 +40,7 @@ def by_pixels(block: nn.Module, x: Tensor) -> Tensor:
         {"scale": 1, "kernel": 1},
         {"encoder_kernel": 1, "groups": 4, "kernel": 3},
         {"encoder_kernel": 2, "encoder_dilation": 2, "kernel": 3},
+        {"encoder_kernel": 3, "encoder_dilation": 2, "kernel": 3},
     ],
 )
 def test_the_formula(config: dict[str, int]) -> None:

@@ -131,3 +131,11 @@ def test_refusals(name: str) -> None:
         block(torch.zeros(1, 3, least - 1, 9), guidance)
     with pytest.raises(ValueError, match="guidance has 2 samples"):
         block(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize("name", ["jbu_stack", "jbu_one"])
+@pytest.mark.parametrize("size", [(2, 3), (3, 2)])
+def test_twice_the_source_must_exceed_the_radius(name: str, size: tuple[int, int]) -> None:
+    block = attnzoo.build(name, 3, radius=4, key_dim=2)
+    with pytest.raises(ValueError, match=r"radius=4 .* at least 3 x 3"):
+        block(torch.zeros(1, 3, *size), torch.zeros(1, 3, 8, 8))

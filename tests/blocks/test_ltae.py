@@ -301,6 +301,21 @@ def test_half_precision_parameters_accept_float32_inputs_under_autocast(
     assert_close(found, wanted, torch.bfloat16)
 
 
+def test_returned_weights_have_the_dtype_of_the_input() -> None:
+    block = built(variant="original", length=7).float().eval()  # its table of positions is wider
+    x = torch.randn(2, 7, 12, 1, 1, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(x, need_weights=True)[1].dtype == torch.bfloat16
+
+
+def test_a_list_of_positions_limits_the_steps_of_the_unprojected_form() -> None:
+    config = {"variant": "original", "d_model": None, "mlp": [12, 5], "positions": [0.0, 2.0, 5.0]}
+    block = built(**config).eval()
+    assert block(torch.randn(2, 3, 12, 1, 1).double()).shape == (2, 5, 1, 1)
+    with pytest.raises(ValueError, match=r"x has 4 steps; .* takes 3 at most"):
+        block(torch.randn(2, 4, 12, 1, 1).double())
+
+
 def test_a_long_table_takes_no_memory_on_meta() -> None:
     tracemalloc.start()
     try:

@@ -3,34 +3,31 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .bench import measure
-from .insertion import insert, remove
-from .integrations.timm import attn_layer
-from .reference import verify
-from .registry import (
-    Cost,
-    Description,
-    Entry,
-    InputSize,
-    UnknownBlockError,
-    build,
-    class_named,
-    describe,
-    names,
-    register,
-)
-from .weights import from_upstream
-
 if TYPE_CHECKING:
     from . import blocks as blocks
     from . import testing as testing
+    from .bench import measure
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
     from .blocks.self_self import remove_global_bias
+    from .insertion import insert, remove
+    from .integrations.timm import attn_layer
+    from .reference import verify
+    from .registry import (
+        Cost,
+        Description,
+        Entry,
+        InputSize,
+        UnknownBlockError,
+        build,
+        describe,
+        names,
+        register,
+    )
+    from .registry import InputSize as Extent  # the name of earlier versions
+    from .weights import from_upstream
 
 __version__ = "0.1.0"
-
-Extent = InputSize  # the name of earlier versions
 
 __all__ = [
     "Cost",
@@ -55,11 +52,46 @@ __all__ = [
 ]
 
 
-_LAZY = {  # public functions that are defined in block modules
+# Where each name comes from, imported on first access: `import attnzoo` alone does not load torch.
+_HOMES = {
+    "measure": ".bench",
     "adaptive_conv": ".blocks.jbu",
     "pyraformer_mask": ".blocks.pyraformer",
     "remove_global_bias": ".blocks.self_self",
+    "insert": ".insertion",
+    "remove": ".insertion",
+    "attn_layer": ".integrations.timm",
+    "verify": ".reference",
+    "Cost": ".registry",
+    "Description": ".registry",
+    "Entry": ".registry",
+    "Extent": ".registry",
+    "InputSize": ".registry",
+    "UnknownBlockError": ".registry",
+    "build": ".registry",
+    "describe": ".registry",
+    "names": ".registry",
+    "register": ".registry",
+    "from_upstream": ".weights",
 }
+
+
+_ROOMS = (
+    "autograd",
+    "bench",
+    "blocks",
+    "capabilities",
+    "cost",
+    "insertion",
+    "integrations",
+    "networks",
+    "ops",
+    "reference",
+    "registry",
+    "testing",
+    "validation",
+    "weights",
+)
 
 
 # What other catalogues call what is called otherwise here.
@@ -80,14 +112,17 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Classes and functions of the blocks, imported on first access: `import attnzoo` is fast."""
-    if name in ("blocks", "testing"):
+    """Public names, and the blocks' classes by their papers' names, imported on first access."""
+    if name in _ROOMS:
         return import_module(f".{name}", __name__)
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    cls = None if name.startswith("_") else class_named(name)
-    if cls is not None:
-        return cls
+    if name in _HOMES:
+        room = import_module(_HOMES[name], __name__)
+        globals()[name] = found = getattr(room, "InputSize" if name == "Extent" else name)
+        return found
+    if not name.startswith("_"):
+        cls = import_module(".registry", __name__).class_named(name)
+        if cls is not None:
+            return cls
     hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 

@@ -187,18 +187,15 @@ def test_misuse_is_explained(
 
 
 def pytest_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "pytest_attnzoo",
-        "-p",
-        "no:cacheprovider",
-    ]
-    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, env=env)
+    plugins = ["-p", "attnzoo.testing.options", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *words]
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the entry point, where attnzoo is installed
+    }
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow
@@ -219,8 +216,8 @@ def test_the_plugin_holds_a_network_to_the_contract(file: Path) -> None:
 
 def test_the_plugin_costs_nothing_when_it_is_not_asked(file: Path) -> None:
     code = (
-        "import sys, pytest_attnzoo\n"
-        "assert not {'torch', 'attnzoo'} & set(sys.modules)\n"
+        "import sys, attnzoo.testing.options\n"
+        "assert 'torch' not in sys.modules\n"
         "import attnzoo, attnzoo.testing.api, attnzoo.testing.checks, attnzoo.testing.worker\n"
         "assert 'pytest' not in sys.modules\n"
     )

@@ -1,7 +1,6 @@
-"""The pytest plugin's options; the plugin itself, and torch, are imported only if one is given.
+"""The options of the pytest plugin, which pytest imports in every session.
 
-pytest imports this module in every session of an environment that has attnzoo, which is why it
-stands outside the package.
+The plugin itself, and torch, are imported only if an option is given.
 """
 
 from typing import Any

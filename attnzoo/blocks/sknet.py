@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..autograd import needs_reference_form
 from ..ops.folding import is_plain
@@ -93,12 +94,17 @@ class _Path(nn.Module):
 
     def __init__(self, c: int, dilation: int, groups: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.conv = nn.Conv2d(
             c, c, 3, stride, padding=dilation, dilation=dilation, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(c)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            # torch 2.15 reads memory past a smaller map for the weight's gradient on a CPU.
+            below, right = (max(0, self.stride - side) for side in x.shape[2:])
+            x = F.pad(x, (0, right, 0, below)) if below or right else x
         u: Tensor = self.bn(self.conv(x))
         # In place where it may be: a backward hook of the norm's hands out a view.
         return u.relu_() if is_plain(self.bn, nn.BatchNorm2d) else u.relu()

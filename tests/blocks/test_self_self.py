@@ -160,3 +160,9 @@ def test_refusals() -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=words):
             attnzoo.build("self_self", c=12, **config)
+
+
+def test_the_global_bias_is_weighed_as_in_segearth_ov_by_default() -> None:
+    features, cls = torch.randn(2, 5, 4), torch.randn(2, 4)
+    found = attnzoo.remove_global_bias(features, cls)
+    assert torch.equal(found, attnzoo.remove_global_bias(features, cls, 0.3))

@@ -45,7 +45,7 @@ class IFA(nn.Module):
     def forward(self, source: Tensor, guidance: Tensor | None = None) -> Tensor:
         check.image(source, self.c, self, name="source")
         b, _, h, w = source.shape
-        check.batch_norm(self.mlp[1], 4 * b * h * w, source)
+        check.batch_norm(self.mlp[1], 4 * b * h * w, source, name="source")
         place = positions(h, w, source.device).to(source.dtype).expand(b, 82, 2 * h, 2 * w)
         if is_plain(self.mlp, nn.Sequential) and is_pointwise(self.mlp[0]):
             y = self.mlp[3](self.mlp[2](self.mlp[1](self._first(self.mlp[0], source, place))))

@@ -231,16 +231,18 @@ def same_shape(**tensors: Tensor) -> None:
             )
 
 
-def batch_norm(norm: nn.Module, values: int, x: Tensor, *, grow: str = "batch or image") -> None:
+def batch_norm(
+    norm: nn.Module, values: int, x: Tensor, *, name: str = "x", grow: str = "batch or image"
+) -> None:
     """BatchNorm in training mode gets more than one value per channel.
 
     SyncBatchNorm is not checked, since its values are those of all ranks, nor is what was put in a
-    BatchNorm's place. `grow` names the axes of `x` to enlarge in the error message.
+    BatchNorm's place. `name` is the argument and `grow` its axes to enlarge, in the error message.
     """
     checked = normalizes_batches(norm) and not isinstance(norm, nn.SyncBatchNorm)
     if checked and norm.training and values <= 1:
         raise ValueError(
-            f"x of shape {tuple(x.shape)} gives train-mode BatchNorm {values} "
+            f"{name} of shape {tuple(x.shape)} gives train-mode BatchNorm {values} "
             f"value{'s' * (values != 1)} per channel, which has no variance; it needs at least 2: "
             f"take a larger {grow}, or eval()"
         )

@@ -80,3 +80,5 @@ def test_a_single_pixel_trains_as_four() -> None:
     y = block(torch.randn(1, 3, 1, 1))
     assert y.shape == (1, 3, 2, 2)
     assert y.isfinite().all()
+    with pytest.raises(ValueError, match=r"source of shape \(0, 3, 1, 1\) gives .* 0 values"):
+        block(torch.randn(0, 3, 1, 1))

@@ -1,5 +1,6 @@
 """Run by test_peft.py: every block with LoRA of peft on all layers that peft takes."""
 
+import re
 import sys
 
 import torch
@@ -15,11 +16,13 @@ ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def adapted_layers(block: nn.Module) -> list[str]:
-    """peft's LoRA of a grouped convolution needs a rank that the groups divide."""
+    """peft's LoRA of a convolution has no dilation, and with groups a rank that they divide."""
     return [
         path
         for path, layer in inner_layers(block).items()
-        if isinstance(layer, ADAPTED) and getattr(layer, "groups", 1) == 1
+        if isinstance(layer, ADAPTED)
+        and getattr(layer, "groups", 1) == 1
+        and set(getattr(layer, "dilation", (1,))) == {1}
     ]
 
 
@@ -31,7 +34,8 @@ def check(name: str) -> str:
         return "has no such layer"
     with torch.no_grad():
         plain = list(tensors(call(block, inputs)))
-    config = LoraConfig(r=2, target_modules=paths, init_lora_weights=False)
+    targets = "|".join(map(re.escape, paths))  # a list would match the ends of paths
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     inject_adapter_in_model(config, block)
     outputs = list(tensors(call(block, leaves(inputs))))
     sum(output.square().sum() for output in outputs).backward()

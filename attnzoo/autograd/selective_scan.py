@@ -7,6 +7,7 @@ the others: steps / CHUNK states are saved, instead of several for every step.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import selective_scan as reference
@@ -104,3 +105,17 @@ def _slabs(u: Tensor, rates: Tensor, count: int) -> Iterator[tuple[slice, tuple[
 selective_scan = in_one_dtype(
     custom_gradient(reference.selective_scan, Pair(_forward, _backward)), upcast_dtype
 )
+
+
+def scan_with_state(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan`, and the state after the last step, (N, E, S).
+
+    S more steps of size 0 leave the state as it is and read one number of it each.
+    """
+    steps, size = u.shape[1], a.shape[1]
+    u, dt, b = (F.pad(t, (0, 0, 0, size)) for t in (u, dt, b))
+    each = torch.eye(size, dtype=c.dtype, device=c.device).expand(c.shape[0], -1, -1)
+    y = selective_scan(u, dt, a, b, torch.cat((c, each), 1))
+    return y[:, :steps], y[:, steps:].mT

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from .._torch import normalizes_batches
 from ..autograd import needs_reference_form
 from ..ops import leading
+from ..ops import ltae_steps as encoding
 from ..ops.folding import is_plain, is_projection
 from ..ops.pooling_over_time import attention_pool, group_norm_over_time, scored_pool
 from ..ops.precision import upcast, upcast_dtype
@@ -45,7 +46,6 @@ from ..ops.sinusoid import sinusoid
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import Count, Rate, Width
-from . import _ltae_steps as encoding
 
 
 def lightweight_attention(

@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autograd.causal_conv import causal_conv
-from ..autograd.selective_scan import selective_scan
+from ..autograd.selective_scan import scan_with_state, selective_scan
 from ..ops.folding import is_plain
 from ..ops.leading import fold, unfold
 from ..ops.padding import Padding
 from ..ops.precision import autocast_disabled, upcast, upcast_dtype
+from ..ops.streaming import MambaState, check_sizes, check_state, latest
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Above, AtLeast, AtMost, Count, Positive, Width
-from ._mamba_state import MambaState, check_sizes, check_state, latest, scan_with_state
 
 _DEPTHWISE: dict[str, object] = {"stride": (1,), "padding": (0,), "dilation": (1,)}
 _LARGEST = AtMost(1e4)  # step size whose softplus, inverse and product with a weight all types hold

@@ -47,7 +47,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=float,
         metavar="SHARE",
         default=0.1,
-        help="how much slower, or larger in memory, is a regression (%(default)s)",
+        help="how much slower, or larger in memory, is a regression (%(default)s); times side by "
+        "side are known to within 3 %%, so that a tenth is told from a ratio of 1.07 on",
     )
     command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, ...")
     command.add_argument("--dtype", default="float32", help="float32, bfloat16, ...")

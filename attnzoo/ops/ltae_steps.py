@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.pooling_over_time import balanced
-from ..ops.precision import downcast
-from ..ops.sinusoid import sinusoid
 from ..validation import check, messages
+from .pooling_over_time import balanced
+from .precision import downcast
+from .sinusoid import sinusoid
 
 UPSTREAM = {
     "attention_heads.Q": "query",

@@ -1,4 +1,4 @@
-"""What a stream through `mamba` carries from one step to the next."""
+"""The state that a stream of steps through `mamba` passes on from one step to the next."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autograd.selective_scan import selective_scan
 from ..validation import check, messages
 
 
@@ -38,20 +37,6 @@ def check_state(x_t: Tensor, state: MambaState, initial: MambaState) -> None:
                 f"{tuple(x_t.shape)} it is {(*x_t.shape[:-1], *zero.shape)}: start from "
                 "initial_state() and pass on what step returned"
             )
-
-
-def scan_with_state(
-    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`selective_scan`, and the state after the last step, (N, E, S).
-
-    S more steps of size 0 leave the state as it is and read one number of it each.
-    """
-    steps, size = u.shape[1], a.shape[1]
-    u, dt, b = (F.pad(t, (0, 0, 0, size)) for t in (u, dt, b))
-    each = torch.eye(size, dtype=c.dtype, device=c.device).expand(c.shape[0], -1, -1)
-    y = selective_scan(u, dt, a, b, torch.cat((c, each), 1))
-    return y[:, :steps], y[:, steps:].mT
 
 
 def latest(u: Tensor, count: int, lengths: Tensor | None) -> Tensor:

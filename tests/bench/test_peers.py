@@ -128,7 +128,7 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
 def test_a_block_without_peers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         peers.main(["--blocks", "se,nope"])
-    assert "no peer of nope is known; there are peers of cbam" in capsys.readouterr().err
+    assert "no peer of nope is known; there are peers of aff" in capsys.readouterr().err
 
 
 def test_a_slower_side_is_seen() -> None:

@@ -16,13 +16,18 @@ def window_sum(x: Tensor, weights: Tensor) -> Tensor:
     x (B, G, D, H + k - 1, W + k - 1), weights (B, G, k, k, S, H, W) -> (B, G, D, S, H, W).
     """
     shifted = _columns(x, weights.shape[2], weights.shape[-1])
+    if not torch.compiler.is_compiling():
+        return _sum_by_rows(shifted.unsqueeze(4), weights)
     # One pixel of the finer map at a time: where the gradient is channels_last, inductor of torch
     # up to 2.15 writes past the end of a sum over D that has S between D and W (torch #196681).
-    return torch.stack([_one_sum(shifted, fine) for fine in weights.unbind(4)], 3)
+    return torch.stack([_sum_by_rows(shifted, fine) for fine in weights.unbind(4)], 3)
 
 
-def _one_sum(shifted: Tensor, weights: Tensor) -> Tensor:
-    """shifted (B, G, D, k, H + k - 1, W), weights (B, G, k, k, H, W) -> (B, G, D, H, W)."""
+def _sum_by_rows(shifted: Tensor, weights: Tensor) -> Tensor:
+    """A window row at a time: shifted (B, G, D, k, *, H + k - 1, W), weights (B, G, k, k, *, H, W).
+
+    Returns (B, G, D, *, H, W).
+    """
     k, h = weights.shape[2], weights.shape[-2]
     out = (shifted.narrow(-2, 0, h) * weights[:, :, None, 0]).sum(3)
     for i in range(1, k):

@@ -203,7 +203,7 @@ class Facade(nn.Module):
 
     def own_parameters(self) -> dict[str, Any]:
         """The parameters of this module itself."""
-        found: dict[str, Any] = vars(self)["_parameters"]
+        found: dict[str, Any] = self.__dict__["_parameters"]
         return found
 
     def is_replica(self) -> bool:
@@ -257,21 +257,24 @@ class Facade(nn.Module):
 
 
 def _joined(name: str) -> property:
-    """`_parameters` or `_buffers` of a facade: its own, and those of the module behind it."""
+    """`_parameters` or `_buffers` of a facade: its own, and those of the module behind it.
+
+    They are read from `__dict__`, since torch.compile of torch 2.6 cannot trace `vars`.
+    """
 
     def read(self: Facade) -> Any:
-        own = vars(self)[name]
+        own = self.__dict__[name]
         behind = None if self.is_replica() else self.fronted()
         return own if behind is None else Joined(own, getattr(behind, name))
 
     def write(self: Facade, value: dict[str, Any]) -> None:
-        vars(self)[name] = value
+        self.__dict__[name] = value
 
     return property(read, write)
 
 
 def _non_persistent(self: Facade) -> set[str]:
-    own: set[str] = vars(self)["_non_persistent_buffers_set"]
+    own: set[str] = self.__dict__["_non_persistent_buffers_set"]
     behind = self.fronted()
     return own if behind is None else own | behind._non_persistent_buffers_set
 
@@ -282,7 +285,7 @@ for _name, _property in {
     "_buffers": _joined("_buffers"),
     "_non_persistent_buffers_set": property(
         _non_persistent,
-        lambda self, value: vars(self).update(_non_persistent_buffers_set=value),
+        lambda self, value: self.__dict__.update(_non_persistent_buffers_set=value),
     ),
 }.items():
     setattr(Facade, _name, _property)

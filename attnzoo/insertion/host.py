@@ -10,6 +10,7 @@ without the block is refused, see `guard.py`.
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from .. import _torch
@@ -129,6 +130,12 @@ class Inserted(_torch.Facade):
         raise ValueError(calls.UNSCRIPTABLE.format("a network with inserted blocks"))
 
     def __getattr__(self, name: str) -> Any:
+        if torch.compiler.is_compiling():  # torch 2.6 cannot trace the properties of a facade
+            children = self.__dict__["_modules"]
+            if name in children:
+                return children[name]
+            if HOST in children and hasattr(children[HOST], name):
+                return getattr(children[HOST], name)
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -174,8 +181,8 @@ class Inserted(_torch.Facade):
 
     def _owns(self, name: str) -> bool:
         """Whether a name is this module's own, and not the matched module's."""
-        site = vars(self).get("attnzoo_site")
-        if site is None or name in vars(self) or name in (HOST, site.key, site.gain):
+        site = self.__dict__.get("attnzoo_site")
+        if site is None or name in self.__dict__ or name in (HOST, site.key, site.gain):
             return True
         return hasattr(type(self), name)
 
@@ -214,7 +221,7 @@ class InsertedSequence(Inserted):
 def host(site: Inserted) -> nn.Module:
     """The matched module."""
     if site.attnzoo_site.how == "instead":
-        return vars(site)["attnzoo_aside"]  # type: ignore[no-any-return]
+        return site.__dict__["attnzoo_aside"]  # type: ignore[no-any-return]
     return getattr(site, HOST)  # type: ignore[no-any-return]
 
 

@@ -8,8 +8,9 @@ tracer is used.
 import copy
 import functools
 import inspect
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Union, get_args
 
 import torch
 from torch import nn
@@ -50,6 +51,10 @@ def enforce_calls(name: str, cls: type[nn.Module]) -> None:
     original: Any = cls.forward
     if getattr(original, "traced", None) is cls:
         return
+    # The traces of torch 2.6 want equal annotations to be one object, which `A | B` never is.
+    for key, annotation in original.__annotations__.items():
+        if isinstance(annotation, types.UnionType):
+            original.__annotations__[key] = Union[get_args(annotation)]  # noqa: UP007
     parameters = [*inspect.signature(original).parameters.values()][1:]
     scope: dict[str, Any] = {
         "_compiling": torch.compiler.is_compiling,

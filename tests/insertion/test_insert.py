@@ -482,6 +482,7 @@ def test_sync_batch_norm_and_functional_calls_find_their_way() -> None:
     assert torch.equal(synced(IMAGES), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Unable to find the path of the module")  # of torch 2.6
 @pytest.mark.parametrize(
     "case",
     [

@@ -345,6 +345,7 @@ class Biased(nn.Module):
         return self.conv(x) * self.kept[self.index][:, None, None]
 
 
+@pytest.mark.filterwarnings("ignore:Unable to find the path of the module")  # of torch 2.6
 @pytest.mark.parametrize("strict", [False, True])
 def test_networks_with_buffers_outside_of_the_state_dict_are_exported(strict: bool) -> None:
     net = nn.Sequential(Biased(), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()

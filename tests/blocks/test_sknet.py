@@ -181,10 +181,16 @@ def test_bfloat16_gradients_of_maps_smaller_than_the_stride(
     assert_close(padded(x), padded.bn(padded.conv(x)).relu())
 
 
+@pytest.mark.slow  # what the fault reads is whatever the memory held: no test for every run
 @pytest.mark.left_out_if(
     not torch.__version__.startswith("2.15"), "the fault is known of torch 2.15 alone"
 )
 def test_torch_still_needs_the_padding_of_small_maps() -> None:
     """If this fails, torch has mended it: take the padding out of sknet's branches."""
     conv = nn.Conv2d(64, 64, 3, 3, padding=1, bias=False)
-    assert not _weight_gradients_are_right(conv, torch.randn(2, 64, 1, 1))
+    for _ in range(50):
+        used = [torch.full((2**n,), torch.nan).bfloat16() for n in range(4, 18)]
+        del used  # its memory is what the next tensors get
+        if not _weight_gradients_are_right(conv, torch.randn(2, 64, 1, 1)):
+            return
+    pytest.fail("50 gradients in a row are right")

@@ -25,6 +25,12 @@ class FaultError(AssertionError):
         self.cause, self.remedy = cause, remedy
 
 
+def require(condition: bool, cause: str) -> None:
+    """Raise a FaultError unless the condition holds; `python -O` leaves out assert statements."""
+    if not condition:
+        raise FaultError(cause)
+
+
 class NotApplicableError(Exception):
     """The question makes no sense for this module."""
 

@@ -106,7 +106,8 @@ def _import_file(path: Path) -> ModuleType:
         name = f"{name}_{digest}"
     sys.path.insert(0, str(path.parent))
     made = importlib.util.spec_from_file_location(name, path)
-    assert made is not None and made.loader is not None
+    if made is None or made.loader is None:
+        raise ValueError(f"{str(path)!r} is no Python file")
     module = importlib.util.module_from_spec(made)
     sys.modules[name] = module  # pickle looks for the classes there
     try:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from .outcome import Outcome
 from .process import Child, ChildError, python_process
@@ -79,8 +79,8 @@ class Runner:
         try:
             if self._child is None:
                 self._start()
-            assert self._child is not None
-            return Outcome(**self._child.ask({"subject": subject, "check": name}, self.timeout))
+            child = cast(Child, self._child)
+            return Outcome(**child.ask({"subject": subject, "check": name}, self.timeout))
         except ChildError as error:
             self._child = None
             hangs = "no answer" in str(error)

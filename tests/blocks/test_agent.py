@@ -10,10 +10,10 @@ from torch.autograd import forward_ad
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_normal, assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 
 from contract import step
+from distributions import assert_normal, assert_uniform
 
 CONFIGS: list[dict[str, Any]] = [
     {"window": (6, 4)},

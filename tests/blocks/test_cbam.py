@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
 
 from contract import assert_large_sums_fit, assert_steps_equal, made
+from distributions import assert_default
 
 POOLINGS = {
     "avg": lambda x: F.avg_pool2d(x, x.shape[2:]),

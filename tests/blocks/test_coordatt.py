@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
+
+from distributions import assert_default
 
 FORMS = [
     {"c": 40, "reduction": 32},

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_normal, assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
+
+from distributions import assert_normal, assert_uniform
 
 
 def made(**config: object) -> torch.nn.Module:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 import attnzoo
 from attnzoo.registry import find
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.inputs import make_inputs
 from attnzoo.testing.work import work
 
 from contract import ODD, made, step
+from distributions import assert_default
 
 HEAD = {"c": 72, "reduction": 4, "head": True}
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo.autograd import danet_position, reference_forms
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
 
 from contract import made, step
+from distributions import assert_default
 
 LARGE = attnzoo.InputSize(batch=2, height=24, width=24)
 UNEVEN = attnzoo.InputSize(batch=3, height=19, width=15)

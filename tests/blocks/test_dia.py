@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 import attnzoo
 from attnzoo.registry import find
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.inputs import randomize_parameters
 from attnzoo.testing.work import work
 
 from contract import ODD, made, step
+from distributions import assert_default
 
 SCALES = [(0.4, 0.1), (0.1, 0.4), (1.0, 1.0), (0.0, -2.5)]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 import attnzoo
 from attnzoo.blocks.dtm import DTM
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
+
+from distributions import assert_uniform
 
 SIZES = ((3, 5, 4), (6, 2, 3), (2, 1, 1))
 

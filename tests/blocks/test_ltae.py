@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_normal, assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 from attnzoo.testing.work import work
+
+from distributions import assert_normal, assert_uniform
 
 SMALL: dict[str, Any] = {"c": 12, "heads": 3, "d_k": 5, "d_model": 18, "mlp": [18, 15, 9]}
 

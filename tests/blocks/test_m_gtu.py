@@ -8,11 +8,11 @@ from torch.nn import functional as F
 import attnzoo
 from attnzoo.registry import find
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 from attnzoo.testing.work import work
 
 from contract import made, step
+from distributions import assert_uniform
 
 CONFIGS = [
     {},

@@ -14,7 +14,8 @@ from attnzoo.autograd.causal_conv import causal_conv
 from attnzoo.autograd.selective_scan import CHUNK, selective_scan
 from attnzoo.ops.causal_conv import causal_conv as reference_conv
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
+
+from distributions import assert_uniform
 
 
 def leaves_of(samples: int, steps: int, inner: int, state: int) -> list[Tensor]:

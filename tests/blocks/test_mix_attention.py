@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import make_inputs
 
 from contract import made
+from distributions import assert_uniform
 
 DIMS = (16, 12, 8, 4)
 

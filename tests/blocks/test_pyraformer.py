@@ -19,10 +19,10 @@ from attnzoo.blocks.pyraformer import PyramidAttention
 from attnzoo.ops import pyramid as pyramid_module
 from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 
 from contract import assert_takes_float32_under_autocast, step
+from distributions import assert_uniform
 
 CPU = torch.device("cpu")
 PYRAMIDS = [

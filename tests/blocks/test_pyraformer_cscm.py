@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 
 from contract import assert_takes_float32_under_autocast
+from distributions import assert_uniform
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

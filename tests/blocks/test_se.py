@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.blocks.se import SE
-from attnzoo.testing.distributions import assert_default
 
 from contract import assert_steps_equal, made
+from distributions import assert_default
 
 
 def equation(x: Tensor, block: nn.Module) -> Tensor:

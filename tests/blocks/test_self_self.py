@@ -7,9 +7,9 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo import remove_global_bias
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 
 from contract import made
+from distributions import assert_uniform
 
 WEIGHTS = {"qk": ["qk"], "qq": ["qq"], "csa": ["qq", "kk"], "qkv": ["qq", "kk", "vv"]}
 

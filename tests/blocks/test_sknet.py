@@ -12,7 +12,8 @@ import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.blocks.sknet import SKConv, _pooled
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
+
+from distributions import assert_default
 
 FORMS = [
     {"c": 32},

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_normal, assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
 
 from contract import step
+from distributions import assert_normal, assert_uniform
 
 CONFIGS = [
     {"c": 8},

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 from attnzoo.testing.inputs import randomize_parameters
+
+from distributions import assert_uniform
 
 C, T = 12, 9
 

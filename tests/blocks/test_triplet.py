@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_default
 from attnzoo.testing.work import saved_bytes
 
 from contract import assert_large_sums_fit, assert_steps_equal, made
+from distributions import assert_default
 
 
 def authors(block: nn.Module, x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import attnzoo
 from attnzoo.testing.closeness import assert_close
-from attnzoo.testing.distributions import assert_uniform
 
 from contract import made
+from distributions import assert_uniform
 
 CONFIG = {"c": 3, "length": 36, "horizon": 24, "stages": 3}
 OTHERS = (

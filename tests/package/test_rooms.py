@@ -190,3 +190,10 @@ def test_block_files_are_short() -> None:
     long = {name: n for name, n in lines.items() if n > 250}
     assert not long, long
     assert statistics.median(lines.values()) <= 150
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_no_assert_statement(file: Path) -> None:
+    """`python -O` leaves them out: errors and the checks of modules would vanish."""
+    lines = [n.lineno for n in ast.walk(TREES[file]) if isinstance(n, ast.Assert)]
+    assert not lines

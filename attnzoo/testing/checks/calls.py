@@ -13,7 +13,7 @@ from ..closeness import assert_close
 from ..inputs import call, leaves, map_tensors, tensors
 from ..locate import first_not_finite
 from ..modes import DevicesMeet, FormatLost, ReadsOfValues, first_wide_result
-from ..outcome import FaultError, check, is_refusal, not_applicable, refused
+from ..outcome import FaultError, check, is_refusal, not_applicable, refused, require
 from ..resize import batch_size, leading
 from ..step import finite, named_inputs, step
 from ..subject import ODD, SINGLE, SMALL, Subject
@@ -52,7 +52,7 @@ def dtype(subject: Subject) -> str | None:
                     f"{_plain(kind)} inputs give a {_plain(output.dtype)} output{where}: "
                     f"a {_plain(output.dtype)} constant"
                 )
-        assert finite([o for o in outputs if o.is_floating_point()]), f"not finite in {kind}"
+        require(finite([o for o in outputs if o.is_floating_point()]), f"not finite in {kind}")
     return None
 
 
@@ -145,8 +145,14 @@ def whole_step(subject: Subject, module: nn.Module, inputs: Inputs) -> dict[str,
     if not finite(found):
         raise FaultError("outputs or gradients are not finite", "look for a division by a size - 1")
     if subject.registered:
-        assert len(found["parameters"]) == len(list(module.parameters()))
-        assert len(found["inputs"]) == sum(t.is_floating_point() for t in tensors(inputs))
+        require(
+            len(found["parameters"]) == len(list(module.parameters())),
+            "a parameter gets no gradient",
+        )
+        require(
+            len(found["inputs"]) == sum(t.is_floating_point() for t in tensors(inputs)),
+            "an input gets no gradient",
+        )
     return found
 
 
@@ -198,13 +204,13 @@ def empty_batch(subject: Subject, modes: Sequence[bool] = BOTH) -> str | None:
         except Exception as error:  # an empty batch has no statistics
             if not subject.registered:
                 return not_applicable(f"it takes no empty batch: {_first_line(error)}")
-            assert isinstance(error, ValueError), error
-            assert train and "BatchNorm" in str(error), error
+            if not (isinstance(error, ValueError) and train and "BatchNorm" in str(error)):
+                raise
         else:
             pairs = zip(tensors(call(module, inputs)), tensors(call(module, nothing)), strict=True)
             for one, none in pairs:
                 if subject.registered or (one.ndim and len(one) == 1 and not len(none)):
-                    assert none.shape == (0, *one.shape[1:]), f"{none.shape} beside {one.shape}"
+                    require(none.shape == (0, *one.shape[1:]), f"{none.shape} beside {one.shape}")
     return None
 
 
@@ -403,13 +409,13 @@ def frozen(subject: Subject) -> str | None:
     wanted = step(module, inputs)
     if next(module.parameters(), None) is not None or subject.registered:
         found = step(module, inputs, _changing(module, Tensor.detach))
-        assert not found["inputs"]
+        require(not found["inputs"], "an input that wants no gradient gets one")
         assert_close(found["parameters"], wanted["parameters"])
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             assert_close(list(tensors(call(module, inputs))), wanted["outputs"])
     found = step(module.requires_grad_(False), inputs)
-    assert not found["parameters"]
+    require(not found["parameters"], "a parameter that wants no gradient gets one")
     assert_close(found["inputs"], wanted["inputs"])
     return None
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ...registry import Inputs, InputSize
 from ..closeness import assert_close
 from ..inputs import arguments, call, tensors
-from ..outcome import check, not_applicable
+from ..outcome import FaultError, check, not_applicable, require
 from ..step import call_like, step
 from ..subject import ODD, Subject
 from .calls import BOTH
@@ -110,7 +110,10 @@ def export_tiny(subject: Subject) -> str | None:
             wanted = list(tensors(call(module, inputs)))
             found = list(tensors(call_like(module, program.module(), inputs)))
         except (ValueError, AssertionError) as error:
-            assert isinstance(error, ValueError) or "Guard failed" in str(error)
+            require(
+                isinstance(error, ValueError) or "Guard failed" in str(error),
+                f"the program fails at {size}: {error}",
+            )
         else:
             assert_close(found, wanted)
     return None
@@ -184,7 +187,9 @@ def assert_trains_alike(module: nn.Module, program: ExportedProgram, inputs: Inp
     module.load_state_dict(before)
     torch.manual_seed(3)
     found = step(other, inputs, lambda points: call_like(module, other, points))
-    assert found["parameters"].keys() == wanted["parameters"].keys()
+    require(
+        found["parameters"].keys() == wanted["parameters"].keys(), "other parameters get a gradient"
+    )
     found["parameters"] = {key: found["parameters"][key] for key in wanted["parameters"]}
     assert_close(found, wanted)
 
@@ -194,7 +199,8 @@ def session_of(program: ExportedProgram) -> Any:
     import onnxruntime
 
     made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
-    assert made is not None
+    if made is None:
+        raise FaultError("torch.onnx.export returns nothing")
     return onnxruntime.InferenceSession(
         made.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )

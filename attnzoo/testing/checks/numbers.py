@@ -15,7 +15,7 @@ from ...registry import Inputs
 from .. import gradcheck as directional
 from ..closeness import assert_close
 from ..inputs import call, leaves, map_tensors, tensors
-from ..outcome import FaultError, NotApplicableError, check, not_applicable
+from ..outcome import FaultError, NotApplicableError, check, not_applicable, require
 from ..step import finite, step
 from ..subject import FEW, Subject, count_of
 
@@ -34,7 +34,7 @@ def gradcheck(subject: Subject) -> str | None:
     if not points:
         return not_applicable("nothing wants a gradient")
     try:
-        assert torch_gradcheck(run, points, fast_mode=True, atol=1e-6)
+        torch_gradcheck(run, points, fast_mode=True, atol=1e-6)  # raises
     except GradcheckError as error:
         raise FaultError(*_wrong_derivative(run, module, points)) from error
     if not subject.registered:  # stricter: torch's tolerance grows with the number of elements
@@ -57,7 +57,7 @@ def gradgradcheck(subject: Subject) -> str | None:
         return not_applicable("nothing wants a gradient")
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-            assert torch_gradgradcheck(run, points, fast_mode=True, atol=1e-4)
+            torch_gradgradcheck(run, points, fast_mode=True, atol=1e-4)  # raises
     except GradcheckError as error:
         names = _custom_functions(run())
         own = f" the backward of {', '.join(names)}" if names else " a backward"
@@ -242,7 +242,7 @@ def autocast(subject: Subject, dtypes: Sequence[torch.dtype] = HALVES) -> str | 
         with torch.autocast("cpu", dtype):  # backward() within it, torch advises against it, works
             inside = step(module, inputs)
         for each in (found, inside):
-            assert finite(each), f"not finite under autocast to {dtype}"
+            require(finite(each), f"not finite under autocast to {dtype}")
             _near(each["outputs"], wanted["outputs"], dtype)
     return None
 
@@ -262,7 +262,7 @@ def autocast_step(
                 if subject.registered or dtype == torch.float32:
                     raise
                 return not_applicable(f"parameters cast before do not meet float32 inputs: {error}")
-        assert finite(found), "not finite under autocast"
+        require(finite(found), "not finite under autocast")
         _near(found["outputs"], wanted["outputs"], torch.bfloat16)
     return None
 

@@ -18,7 +18,7 @@ from ..closeness import assert_close
 from ..inputs import batch_axis, call, leaves, map_tensors, tensors
 from ..locate import first_that_differs
 from ..modes import first_write_to
-from ..outcome import FaultError, check, is_refusal, not_applicable, refused
+from ..outcome import FaultError, check, is_refusal, not_applicable, refused, require
 from ..resize import batch_size, leading
 from ..step import assert_same, named_inputs, step
 from ..subject import Subject, registered
@@ -53,11 +53,11 @@ def _untouched_in_training(
     if outputs:
         sum((t.square().sum() for t in outputs), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
     now = [_torch.version(t) for t in tensors(points)]
-    assert now == versions, "an input is changed in place"
+    require(now == versions, "an input is changed in place")
     with torch.no_grad():
         call(module, points)
     now = [_torch.version(t) for t in tensors(points)]
-    assert now == versions, "an input is changed in place under no_grad"
+    require(now == versions, "an input is changed in place under no_grad")
     assert_same(points, before)
     for key, value in module.state_dict().items():
         running = train and key.endswith(RUNNING)
@@ -195,8 +195,8 @@ def modes(subject: Subject) -> str | None:
     trained = list(tensors(call(module.train(), inputs)))
     for norm, count in zip(norms, counts, strict=True):
         if subject.registered:
-            assert (count, _calls(norm)) == (0, 1)
-            assert bool(norm.get_buffer("running_mean").any())
+            require((count, _calls(norm)) == (0, 1), "BatchNorm does not count its batches")
+            require(bool(norm.get_buffer("running_mean").any()), "BatchNorm keeps no running mean")
         if _calls(norm) == count and norm.training:
             raise FaultError("a BatchNorm's running statistics do not move in train mode")
     if subject.registered and not norms:
@@ -249,7 +249,7 @@ def _dropout_acts(
     assert_same(drawn[0], drawn[1])
     for other in (drawn[2], silent):
         pairs = zip(drawn[0], other, strict=True)
-        assert not all(torch.equal(a, b) for a, b in pairs), "dropout=0.5 drops nothing"
+        require(not all(torch.equal(a, b) for a, b in pairs), "dropout=0.5 drops nothing")
 
 
 @check("deterministic", capability="deterministic", remedy="draw with torch's own generator")
@@ -443,7 +443,8 @@ def _by_keyword(module: nn.Module, inputs: Inputs) -> Any:
 
 def _mask_acts(module: nn.Module, inputs: Inputs, name: str) -> str | None:
     given = inputs[name]
-    assert isinstance(given, Tensor)
+    if not isinstance(given, Tensor):
+        return not_applicable("its mask is no tensor")
     other = ~given if given.dtype == torch.bool else given.roll(1, -1) + given.amax() / 2
     other = other.to(given.dtype)
     if given.dtype == torch.bool:

@@ -17,7 +17,7 @@ from ... import _torch
 from ...registry import Inputs
 from ..closeness import assert_close
 from ..inputs import arguments, batch_axis, call, map_tensors, randomize_parameters, tensors
-from ..outcome import FaultError, check, not_applicable
+from ..outcome import FaultError, check, not_applicable, require
 from ..resize import batch_size
 from ..step import step
 from ..subject import ODD, Subject
@@ -63,7 +63,7 @@ def _assert_twin(module: nn.Module, twin: nn.Module, inputs: Inputs, how: str) -
     lost = sorted(set(_torch.hooks(module)) - set(_torch.hooks(twin)))
     if lost:
         raise FaultError(f"{how} loses a hook ({lost[0]})")
-    assert repr(twin) == repr(module), f"{how} changes the module's repr"
+    require(repr(twin) == repr(module), f"{how} changes the module's repr")
     wanted, found = _eval_step(module, inputs), _eval_step(twin, inputs)
     absent = sorted(wanted["parameters"].keys() - found["parameters"].keys())
     if absent:
@@ -209,7 +209,10 @@ def meta(subject: Subject) -> str | None:
     if not subject.registered and lost:
         return not_applicable(f"buffer {lost} is not in the state dict")
     ghost = _on_meta(subject)
-    assert all(t.is_meta for t in (*ghost.parameters(), *ghost.buffers()))
+    require(
+        all(t.is_meta for t in (*ghost.parameters(), *ghost.buffers())),
+        "a tensor is not on the meta device",
+    )
     torch.use_deterministic_algorithms(True)  # what nobody loads starts as NaN
     try:
         real = ghost.to_empty(device="cpu").eval()

@@ -1,6 +1,7 @@
 """A flat catalogue of plug-and-play attention blocks: the authors' numbers, tested, measured."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,24 +77,6 @@ _HOMES = {
 }
 
 
-_ROOMS = (
-    "autograd",
-    "bench",
-    "blocks",
-    "capabilities",
-    "cost",
-    "insertion",
-    "integrations",
-    "networks",
-    "ops",
-    "reference",
-    "registry",
-    "testing",
-    "validation",
-    "weights",
-)
-
-
 # What other catalogues call what is called otherwise here.
 _ELSEWHERE = {
     **dict.fromkeys(
@@ -113,13 +96,13 @@ _ELSEWHERE = {
 
 def __getattr__(name: str) -> Any:
     """Public names, and the blocks' classes by their papers' names, imported on first access."""
-    if name in _ROOMS:
-        return import_module(f".{name}", __name__)
     if name in _HOMES:
         room = import_module(_HOMES[name], __name__)
         globals()[name] = found = getattr(room, "InputSize" if name == "Extent" else name)
         return found
     if not name.startswith("_"):
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f".{name}", __name__)
         cls = import_module(".registry", __name__).class_named(name)
         if cls is not None:
             return cls

@@ -145,14 +145,6 @@ def count(module: nn.Module | None) -> int:
     return 0 if module is None else sum(isinstance(m, _torch.Facade) for m in module.modules())
 
 
-def undecayed(place: "Inserted") -> set[str]:
-    """What `no_weight_decay()` of the matched module and of the block name."""
-    site = place.attnzoo_site
-    theirs: set[str] = getattr(place.fronted(), "no_weight_decay", set)()
-    ours: set[str] = getattr(getattr(place, site.key), "no_weight_decay", set)()
-    return {*theirs, *(f"{site.key}.{name}" for name in ours)}
-
-
 @functools.cache
 def watch_replacements() -> None:
     """From now on, a child with blocks is only replaced by a module that has as many."""

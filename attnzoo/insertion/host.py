@@ -122,10 +122,6 @@ class Inserted(_torch.Facade):
             _drop_name(entries, prefix, HOST)
         return found
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that must not decay: the block's, and those the module names."""
-        return guard.undecayed(self)
-
     def __prepare_scriptable__(self) -> Any:
         raise ValueError(calls.UNSCRIPTABLE.format("a network with inserted blocks"))
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
     from .blocks.self_self import remove_global_bias
-    from .insertion import insert, remove
+    from .insertion import insert, no_weight_decay, remove
     from .integrations.timm import attn_layer
     from .reference import verify
     from .registry import (
@@ -45,6 +45,7 @@ __all__ = [
     "insert",
     "measure",
     "names",
+    "no_weight_decay",
     "pyraformer_mask",
     "register",
     "remove",
@@ -60,6 +61,7 @@ _HOMES = {
     "pyraformer_mask": ".blocks.pyraformer",
     "remove_global_bias": ".blocks.self_self",
     "insert": ".insertion",
+    "no_weight_decay": ".insertion",
     "remove": ".insertion",
     "attn_layer": ".integrations.timm",
     "verify": ".reference",

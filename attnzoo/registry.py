@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import capabilities
+from .ops.weight_decay import exempted
 from .validation import calls, check, messages, signature
 
 Layout = Literal["image", "sequence", "image_series", "pair", "features", "upsampler"]
@@ -331,6 +332,8 @@ def _add(entry: Entry) -> None:
             raise ValueError(f"a block named {name!r} is registered already ({blocks[name].cls})")
         signature.enforce_signature(name, entry.cls)
         calls.enforce_calls(name, entry.cls)
+        if not hasattr(entry.cls, "no_weight_decay"):
+            entry.cls.no_weight_decay = exempted  # type: ignore[attr-defined]
         blocks[name] = entry
 
 
@@ -355,6 +358,11 @@ def _other_names(cls: type[nn.Module]) -> tuple[str, str, str]:
     """The class's name, the block's title, and the title of its paper."""
     paper = _sections(_doc(cls)).get("Paper", "")
     return cls.__name__, _title(cls), " ".join(re.split(r"[.,;] ", paper)[:2])
+
+
+def registered(module: nn.Module) -> bool:
+    """Whether a module is a block of the catalogue."""
+    return type(module) in {entry.cls for entry in _catalogue().copy().values()}
 
 
 def class_named(name: str) -> type[nn.Module] | None:

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import leading
+from ..ops import leading, weight_decay
 from ..ops.biased_attention import biased_attention
 from ..ops.crop import crop
 from ..ops.pooling import adaptive_average
@@ -108,6 +108,7 @@ class AgentAttention(nn.Module):
         if variant == "deit":
             self.ac_bias = _table(1, heads, agents, 1)
             self.ca_bias = _table(1, heads, 1, agents)
+        weight_decay.exempt(self, *dict(self.named_parameters(recurse=False)))  # the tables
         self.register_load_state_dict_pre_hook(_reshape_tables)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +117,7 @@ class AgentAttention(nn.Module):
             size = x.shape[2], x.shape[3]
             return _as_map(self._attend(x.flatten(2).mT, size), size)
         check.sequence(x, self.c, self.proj)
-        size = self._size(x.shape[-2])
-        return leading.unfold(self._attend(leading.fold(x), size), x)
+        return leading.unfold(self._attend(leading.fold(x), self._size(x.shape[-2])), x)
 
     def macs(self, size: InputSize) -> int:
         c, r, first = self.c, self.sr_ratio, self.class_tokens

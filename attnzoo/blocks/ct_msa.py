@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ..ops.leading import fold, unfold
 from ..ops.padding import Padding
 from ..ops.precision import autocast_disabled, downcast, upcast
+from ..ops.weight_decay import exempt
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Depth, NonNegative, Rate, Width
@@ -113,6 +114,7 @@ class CTMSA(nn.Module):
             self.attention = TemporalAttention(*config)
             return
         self.positions = nn.Parameter(torch.randn(length, c))
+        exempt(self, "positions")
         hidden = 2 * c if mlp_dim is None else mlp_dim
         self.layers = nn.ModuleList(_Layer(*config, hidden) for _ in range(depth))
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..ops.fourier import fourier_grid, frequencies, line
 from ..ops.memory_format import match_memory_format
+from ..ops.weight_decay import exempt
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Count, Width
@@ -64,6 +65,8 @@ class Implicit(nn.Module):
         self.n_freqs = n_freqs or (10 if full else 20)
         axes = 2 + 3 * color_feats
         self.biases = nn.Parameter(torch.randn(2, axes, self.n_freqs)) if learn_bias else None
+        if learn_bias:
+            exempt(self, "biases")
 
     def forward(self, x: Tensor) -> Tensor:
         check.image(x, self.c, self.biases)

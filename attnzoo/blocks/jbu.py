@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..autograd.windows import window_dots, window_sum
 from ..ops.memory_format import match_memory_format
 from ..ops.precision import autocast_disabled, upcast
+from ..ops.weight_decay import exempt
 from ..registry import Inputs, InputSize, MakeInputs, Random, register
 from ..validation import check
 from ..validation.types import Count, Rate, Width
@@ -93,6 +94,7 @@ class JBU(nn.Module):
         taps = (2 * radius + 1) ** 2
         self.range_temp = nn.Parameter(torch.zeros(1))
         self.sigma_spatial = nn.Parameter(torch.ones(1))
+        exempt(self, "range_temp", "sigma_spatial")
         self.range_proj = _projection(guidance, key_dim, dropout)
         self.fixup_proj = _projection(taps + guidance, taps, dropout)
 

@@ -32,6 +32,7 @@ from ..ops.leading import fold, unfold
 from ..ops.padding import Padding
 from ..ops.precision import autocast_disabled, upcast, upcast_dtype
 from ..ops.streaming import MambaState, check_sizes, check_state, latest
+from ..ops.weight_decay import exempt
 from ..registry import InputSize, register
 from ..validation import check
 from ..validation.types import Above, AtLeast, AtMost, Count, Positive, Width
@@ -102,8 +103,7 @@ class Mamba(nn.Module):
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # as the authors mark it
+        exempt(self, "A_log", "D")
         self.out_proj = nn.Linear(inner, self.c_out, bias=bias)
         with torch.no_grad():
             self._init_dt(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)

@@ -14,6 +14,7 @@ from .. import _torch
 from ..registry import Entry, build, find
 from ..validation import check
 from . import guard
+from .decay import NoWeightDecay
 from .host import How, Inserted, InsertedSequence, enclosed, ignore
 from .matching import Where, ancestors, matches, named_modules
 from .placement import LAYOUTS, InsertOptions, Plan, plan
@@ -98,6 +99,7 @@ def insert(
             for ancestor in ancestors(model, path):
                 guard.protect(ancestor)
                 _keep_dense(ancestor)
+        vars(model)["no_weight_decay"] = NoWeightDecay(model)
     return report
 
 
@@ -112,6 +114,8 @@ def remove(model: nn.Module) -> nn.Module:
             _replace(model, path, enclosed(module))
     for module in model.modules():
         guard.release(module)
+        if isinstance(vars(module).get("no_weight_decay"), NoWeightDecay):
+            del vars(module)["no_weight_decay"]
         if _NESTED in vars(module):
             vars(module)["use_nested_tensor"] = vars(module).pop(_NESTED)
     return model

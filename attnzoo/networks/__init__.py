@@ -1,3 +1,4 @@
 """Whole networks, built from blocks; importing a network's file registers it."""
 
+from . import u_mixformer as u_mixformer
 from . import unet_tsf as unet_tsf

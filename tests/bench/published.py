@@ -305,3 +305,23 @@ def triplet(at: InputSize, **o: Any) -> Counts:
 def utae_aggregator(at: InputSize, **o: Any) -> Counts:
     """The weighted sum over the dates, which runs as elementwise operations."""
     return 0, at.steps * (o["c"] or 1) * at.height * at.width
+
+
+def u_mixformer(at: InputSize, **o: Any) -> Counts:
+    """The joined maps are multiplied at the first one's size."""
+    C, D, dim, K = o["dims"], sum(o["dims"]), o["dim"], o["num_classes"]
+    city = o["variant"] == "city"
+    pools = [(1 + city) * p for p in o["pools"]]
+    sizes = [(ceil(at.height * p / pools[0]), ceil(at.width * p / pools[0])) for p in pools]
+    M = ceil(at.height / max(pools)) * ceil(at.width / max(pools))
+    pooled = [c for c, p in zip(C, pools, strict=True) if p > 1]
+    params = D * dim + 2 * dim + dim * K + K + len(C) * sum(c**2 + c for c in pooled)
+    macs = at.height * at.width * (D * dim + dim * K) + len(C) * sum(c**2 * M for c in pooled)
+    for c, (h, w) in zip(C, sizes, strict=True):
+        hidden, N = int(c * o["mlp_ratio"]), h * w
+        Q = max(1, h // 2) * max(1, w // 2) if city else N
+        params += 4 * c + 2 * D + 2 * c**2 + 2 * c * D + c + 2 * c * hidden + 11 * hidden + c
+        params += city * (c**2 + 3 * c + 2 * D)
+        macs += 2 * Q * c**2 + 2 * M * D * c + 2 * Q * M * c + city * Q * c**2
+        macs += N * (2 * c * hidden + 9 * hidden)
+    return params, macs

@@ -55,7 +55,7 @@ def test_class_and_build_raise_the_same_errors(
 @blocks
 def test_the_checked_class_keeps_its_signature_and_can_be_subclassed(name: str) -> None:
     cls, example = find(name).cls, dict(find(name).example)
-    assert next(iter(inspect.signature(cls).parameters)) in ("c", "sizes")
+    assert next(iter(inspect.signature(cls).parameters)) in ("c", "dims", "sizes")
     assert inspect.signature(cls.__init__).parameters["self"]
     assert cls.__init__.__module__ == cls.__module__
 

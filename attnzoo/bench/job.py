@@ -1,6 +1,7 @@
 """A row still to be measured: a block, its config, its size and the settings."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
@@ -38,10 +39,10 @@ class Job:
         return self.failed("").identity()
 
     def known(self) -> dict[str, Any]:
-        """Its identity's fields, but block and schema; no layout and shape if the config is bad."""
+        """Its identity without block and schema, nor layout and shape if the config is refused."""
         settings, entry = self.settings, find(self.block)
         fields: dict[str, Any] = {"config": _plain(self.config)}
-        with contextlib.suppress(Exception):  # to be raised again where it is performed
+        with contextlib.suppress(Exception):  # raised again when the job is run
             bound = entry.bind(**self.config)
             inputs = make_inputs(entry, bound, self.at, device="meta")
             fields = {
@@ -49,25 +50,34 @@ class Job:
                 "config": _plain(bound),
                 "layout": bound.get("layout", entry.layouts[0]),
             }
-        return fields | {
+        shared = ("dtype", "autocast", "channels_last", "mode", "threads")
+        return {
+            **fields,
+            **{name: getattr(settings, name) for name in shared},
             "device": str(torch.device(settings.device)),
             "device_name": _device_name(settings.device),
-            "dtype": settings.dtype,
-            "autocast": settings.autocast,
-            "channels_last": settings.channels_last,
-            "mode": settings.mode,
-            "threads": settings.threads,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
             "attnzoo": __version__,
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """The job as plain JSON values, for another process."""
+        found: dict[str, Any] = _plain(dataclasses.asdict(self) | {"at": self.at._asdict()})
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        made = {"at": InputSize(**data["at"]), "settings": Settings(**data["settings"])}
+        return cls(**{**data, **made})
+
 
 def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
-    """A block at its layout's common size, with keywords put over its example.
+    """A block at its layout's common size, with keywords that replace those of its example.
 
-    The first of these that the block accepts: the layout's channels and size, its own channels
-    at the layout's size, its registered example. Keywords that it does not have are ignored.
+    The first of these that the block accepts: the layout's channels and size, the example's
+    channels at the layout's size, the example. Keywords that the block does not have are ignored.
     """
     entry = find(name)
     taken = {k: v for k, v in over.items() if k in entry.signature.parameters}
@@ -76,43 +86,42 @@ def example_job(name: str, over: Mapping[str, Any], settings: Settings) -> Job:
     standard = {"c": CHANNELS[layout]} if layout in SIZES and "c" in entry.example else {}
     configs = [{**entry.example, **standard, **taken}, own]
     if layout == "sequence" and "length" in entry.signature.parameters and "length" not in taken:
-        steps = settings.applied_to(entry, SIZES[layout]).steps  # a length is one of time steps
+        steps = settings.applied_to(entry, SIZES[layout]).steps  # `length` must equal the steps
         configs = [*({**config, "length": steps} for config in configs), own]
-    return _first_legal(entry, configs, settings)
+    return _first_accepted(entry, configs, settings)
 
 
 def configured_job(
     name: str, args: tuple[Any, ...], config: Mapping[str, Any], settings: Settings
 ) -> Job:
-    """A block with a config, at its layout's common size or, where it refuses that, its own."""
+    """A block with a config, at its layout's common size or, if it refuses that, its example's."""
     bound = find(name).bind(*args, **config)
-    return _first_legal(find(name), [bound], settings)
+    return _first_accepted(find(name), [bound], settings)
 
 
-def _first_legal(entry: Entry, configs: list[dict[str, Any]], settings: Settings) -> Job:
-    """The first config that runs at the layout's size; else the last at the block's own size."""
+def _first_accepted(entry: Entry, configs: list[dict[str, Any]], settings: Settings) -> Job:
+    """The first config that runs at the layout's size, else the last at the example's size."""
     layout = configs[-1].get("layout", entry.layouts[0])
-    at, own = SIZES.get(layout, entry.input_size), (configs[-1], entry.input_size)
-    tried = [
-        (c, settings.applied_to(entry, size)) for c, size in (*((c, at) for c in configs), own)
-    ]
+    at = SIZES.get(layout, entry.input_size)
+    pairs = [*((config, at) for config in configs), (configs[-1], entry.input_size)]
+    tried = [(config, settings.applied_to(entry, size)) for config, size in pairs]
     config, chosen = next((pair for pair in tried if _runs(entry, *pair)), tried[-1])
     return Job(block=entry.name, config=config, at=chosen, settings=settings)
 
 
 def _runs(entry: Entry, config: Mapping[str, Any], at: InputSize) -> bool:
-    """Whether the block takes a config and a size, without computing anything."""
+    """Whether the block accepts a config and a size; computes nothing."""
     try:
         bound = entry.bind(**config)
         with torch.device("meta"), torch.no_grad():
             call(entry.cls(**bound), make_inputs(entry, bound, at, device="meta"))
-    except Exception:  # refused; the job itself says why
+    except Exception:  # refused, for a reason that the job will give
         return False
     return True
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: lists for tuples."""
+    """The value as JSON has it, with lists for tuples."""
     return json.loads(json.dumps(value))
 
 

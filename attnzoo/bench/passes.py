@@ -1,4 +1,4 @@
-"""The calls of a row. The callables that are checked are the very ones that are timed."""
+"""The passes of a block that are checked, counted and timed."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ WHOLE_GRAPH = "torch.compile(fullgraph=True)"
 
 @dataclass(frozen=True)
 class Pass:
-    """One call on the whole batch, and the state that its block must be in."""
+    """One call on the whole batch, and the mode that its block must be in."""
 
     block: nn.Module
     train: bool
@@ -35,78 +35,63 @@ class Pass:
 
 
 class Passes(NamedTuple):
-    """Forward in eval mode; forward, and forward with backward, in train mode."""
+    """Forward in eval mode, and forward with backward in train mode."""
 
     forward: Pass
-    train_forward: Pass
-    training: Pass  # gives (output, gradients in the order of `wanted`)
+    training: Pass  # returns (output, gradients in the order of `wanted`)
 
 
-@dataclass(frozen=True)
 class Bound:
-    """A block bound to its inputs: its passes, and what its training step derives."""
+    """A block with its inputs, and the passes over them.
 
-    block: nn.Module
-    inputs: Inputs
-    wanted: dict[str, Tensor]  # leaves, by the name of their gradient
-    grads: list[Tensor]  # fixed gradients of the outputs that want one
-    passes: Passes
-    uncaptured: Passes  # the same before a CUDA graph took over their memory
-    eager: Passes  # the same before a compiler took them over: what can be counted
-    compile_seconds: float | None
+    Every pass has been called once, so that lazily made buffers and caches exist.
+    """
+
+    def __init__(self, entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> None:
+        self.block, self.inputs, self.settings = block, inputs, settings
+        self.wanted = _differentiated(block, inputs)
+        self.grads: list[Tensor] = []  # fixed gradients of the outputs, drawn by the first call
+        compiled = settings.mode == "compiled"
+        self.eager = self._passes(block)
+        self.passes = self._passes(_compiled(entry, block)) if compiled else self.eager
+        start = time.perf_counter()
+        for one in reversed(self.passes):
+            with one.ready() as step:
+                step()
+        self.compile_seconds = time.perf_counter() - start if compiled else None
+        self.recorded = self.passes  # by autograd, which does not see the replay of a graph
+        if settings.mode == "cudagraph":
+            self.passes = Passes(*(_captured(one, settings.device) for one in self.passes))
+
+    def _passes(self, run: nn.Module) -> Passes:
+        """The passes of `run`, which is the block or its compiled form."""
+        positional, keywords = arguments(self.block, self.inputs)
+
+        def forward() -> Any:
+            with self.settings.precision():
+                return run(*positional, **keywords)
+
+        def training() -> tuple[Any, tuple[Tensor | None, ...]]:
+            output = forward()
+            if not self.grads:
+                self.grads += [torch.randn_like(t) for t in tensors(output) if t.requires_grad]
+            return output, derived(output, list(self.wanted.values()), self.grads)
+
+        return Passes(Pass(self.block, False, forward), Pass(self.block, True, training))
 
 
-def bind(entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> Bound:
-    """Compile or capture where asked for, and call every pass once, so that all shapes are warm."""
+def _differentiated(block: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The leaves that a training step differentiates, by the name of their gradient."""
     wanted = {f"gradient of input {i}": t for i, t in enumerate(tensors(inputs)) if t.requires_grad}
     for key, parameter in block.named_parameters():
         if parameter.requires_grad:
             wanted[f"gradient of the parameter {key}"] = parameter
-    grads: list[Tensor] = []
-    eager = passes = _passes(block, block, inputs, wanted, grads, settings)
-    if settings.mode == "compiled":
-        passes = _passes(block, _compiled(entry, block), inputs, wanted, grads, settings)
-    start = time.perf_counter()
-    for one in reversed(passes):
-        with one.ready() as step:
-            step()
-    seconds = time.perf_counter() - start if settings.mode == "compiled" else None
-    uncaptured = passes
-    if settings.mode == "cudagraph":
-        passes = Passes(*(_captured(one, settings.device) for one in passes))
-    return Bound(block, inputs, wanted, grads, passes, uncaptured, eager, seconds)
-
-
-def _passes(
-    block: nn.Module,
-    run: nn.Module,
-    inputs: Inputs,
-    wanted: dict[str, Tensor],
-    grads: list[Tensor],
-    settings: Settings,
-) -> Passes:
-    """The passes of `run`, the block or what a compiler made of it; the first draws `grads`."""
-    positional, keywords = arguments(block, inputs)
-
-    def forward() -> Any:
-        with settings.precision():
-            return run(*positional, **keywords)
-
-    def training() -> tuple[Any, tuple[Tensor | None, ...]]:
-        output = forward()
-        if not grads:
-            grads.extend(torch.randn_like(t) for t in tensors(output) if t.requires_grad)
-        return output, derived(output, list(wanted.values()), grads)
-
-    return Passes(
-        Pass(block, False, forward), Pass(block, True, forward), Pass(block, True, training)
-    )
+    return wanted
 
 
 def _compiled(entry: Entry, block: nn.Module) -> nn.Module:
-    torch.compiler.reset()  # a run of many rows must not end at the limit of recompilations
-    # Without its caches, else compile_seconds tells of an earlier run.
-    options: dict[str, Any] = {"force_disable_caches": True}
+    torch.compiler.reset()  # many rows would reach the limit of recompilations
+    options: dict[str, Any] = {"force_disable_caches": True}  # or compile_seconds depends on them
     whole = WHOLE_GRAPH not in entry.limits
     return torch.compile(block, dynamic=False, fullgraph=whole, options=options)  # type: ignore[return-value]
 

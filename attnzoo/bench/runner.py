@@ -2,79 +2,74 @@
 
 import contextlib
 import datetime
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from ..testing.process import ChildError, python_process, serve
 from . import run, store
 from .job import Job
-from .row import Result, Row
+from .row import Result, Row, from_json
 
-RANKS_APART = datetime.timedelta(days=7)  # a rank may be hours ahead of another
+LONGEST_WAIT = datetime.timedelta(days=7)  # a rank may finish hours before another
 
 
 def perform_apart(job: Job, timeout: float | None, imports: Sequence[str]) -> Result:
-    """The job's row from a process of its own, ended after so many seconds.
+    """The job's row from a process of its own, which is ended after so many seconds.
 
     Whatever happens to that process becomes a failure of the job.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_row, args=(job, imports, sender))
-    process.start()
-    sender.close()
+    child = python_process("from attnzoo.bench import runner; runner.serve_rows()")
     try:
-        if not receiver.poll(timeout):
-            return job.failed(f"stopped: no answer within {timeout:g} seconds")
-        return cast(Result, receiver.recv())
-    except EOFError:
-        process.join()
-        return job.failed(f"stopped: its process ended with status {process.exitcode}")
+        return from_json(child.ask({"job": job.to_json(), "imports": list(imports)}, timeout))
+    except ChildError as error:
+        return job.failed(f"stopped: {error}")
     finally:
-        process.kill()
-        process.join()
+        child.close()
 
 
-def _send_row(job: Job, imports: Sequence[str], sender: Connection) -> None:
-    for name in imports:
-        import_module(name)
-    sender.send(run.perform(job))
+def serve_rows() -> None:
+    """Answer jobs with rows, in the process that `perform_apart` starts."""
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        for name in request["imports"]:
+            import_module(name)
+        return run.perform(Job.from_json(request["job"])).to_json()
+
+    serve(answer)
 
 
 class Ranks(NamedTuple):
-    """The processes of one run that torchrun started; without it, this one alone."""
+    """The processes of one run that torchrun started; without it, only this one."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
 
     def device(self, asked: str) -> str:
-        """This rank's device: each has its own of a kind, unless one is asked for by index."""
-        if self.size == 1 or asked.startswith("cpu") or ":" in asked:
-            return asked
-        return f"{asked}:{self.local}"
+        """This rank's device: one of its own, unless one is named by index."""
+        alone = self.size == 1 or asked.startswith("cpu") or ":" in asked
+        return asked if alone else f"{asked}:{self.local}"
 
     def wait(self) -> None:
-        """Until every rank is here. Raises RuntimeError where one has died."""
+        """Wait for every rank. Raises RuntimeError if one has died."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun's environment names; a request to end is an interrupt."""
+    """The ranks that torchrun's environment names; SIGTERM interrupts."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    dist.init_process_group("gloo", timeout=RANKS_APART)
+    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
@@ -91,23 +86,24 @@ def run_all(
 ) -> tuple[list[Result], str]:
     """This rank's share of the jobs; all rows in the order of the jobs, and why it stopped early.
 
-    Rows are on disk as they come where there is a folder, which then keeps every rank's.
+    With a folder, each row is on disk as soon as it is measured, and rank 0 joins all ranks' rows.
     """
     found: list[Result] = []
-    if folder is not None and here.rank == 0:
-        found = store.begin(folder, jobs[0].known(), resume)
+    if folder and here.rank == 0:
+        found = store.begin(folder, resume)
     here.wait()
-    if folder is not None and here.rank:
-        found = store.load(folder) if store.file_of(folder).exists() else []
+    if folder and here.rank and store.file_of(folder).exists():
+        found = store.load(store.file_of(folder))
     done = {store.key(row) for row in found if isinstance(row, Row)}
-    order = [store.key(job) for job in jobs]
-    left = [job for name, job in zip(order, jobs, strict=True) if name not in done]
+    order = {store.key(job): job for job in jobs}
+    left = [job for name, job in order.items() if name not in done]
     share, stopped = left[here.rank :: here.size], ""
+    here.wait()
     try:
         for number, job in enumerate(share, 1):
             progress(f"{job.block} ({number} of {len(share)})")
             found.append(perform(job))
-            if folder is not None:
+            if folder:
                 store.append(store.file_of(folder, here.rank), found[-1])
         here.wait()
     except KeyboardInterrupt:
@@ -115,7 +111,7 @@ def run_all(
     except RuntimeError as error:
         stopped = f"a rank has ended early ({error})"
     progress("")
-    if folder is not None and here.rank == 0:
-        found = store.arranged(order, [*found, *store.load(folder)])
-        store.join(folder, found)
+    if folder and here.rank == 0:
+        found += store.load(folder)
+        store.join(folder, store.arranged(order, found))
     return store.arranged(order, found), stopped

@@ -12,8 +12,8 @@ from ..validation import check
 from ..validation.types import AtLeast, AtMost, Count, Positive
 from .row import Checked, Mode
 
-# Where a table says something: bandwidth or arithmetic, not the launching of operators, and alike
-# for all blocks of a layout, so that their ranks compare.
+# Common to a layout, so that ranks compare, and large enough that bandwidth or arithmetic takes the
+# time rather than the launch of operators.
 SIZES = {
     "image": InputSize(batch=8, height=28, width=28),
     "sequence": InputSize(batch=16, steps=96),
@@ -25,7 +25,7 @@ Threads = Annotated[int, AtLeast(1), AtMost(1024)]  # OpenMP ends the process pa
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """The settings under which a row is measured.
+    """The conditions under which a row is measured.
 
     Args:
         device: `"cpu"`, `"cuda"` or another torch device.
@@ -33,13 +33,13 @@ class Settings(Checked):
         autocast: keep parameters and inputs in float32 and run under `torch.autocast` to `dtype`,
             bfloat16 or float16.
         channels_last: weights and images in that memory format; image blocks alone.
-        mode: `"eager"`, `"compiled"` (torch.compile for this very size; its time stands apart in
+        mode: `"eager"`, `"compiled"` (torch.compile for this size; the time it takes is
             `compile_seconds`) or, on CUDA, `"cudagraph"` (replay of a captured graph).
         threads: of the CPU's operators.
-        cold: on CUDA, latencies with the L2 cache flushed too.
+        cold: on CUDA, also measure latencies with a flushed L2 cache.
         batch, size, steps: batch size; image side or (height, width); number of time steps (for
-            a sequence, `size` too). Default: those of the layout, or the block's own example where
-            it does not take them.
+            a sequence, `size` too). Default: those of the layout, or of the block's example if it
+            does not accept those.
         min_time: seconds of samples for each pass.
     """
 
@@ -59,7 +59,7 @@ class Settings(Checked):
         super().__post_init__()
         check.device("device", self.device)
         if self.kind == "meta":
-            raise ValueError("device='meta' computes nothing; take one that does, such as 'cpu'")
+            raise ValueError("device='meta' computes nothing; use one that does, such as 'cpu'")
         if self.autocast and self.dtype not in ("bfloat16", "float16"):
             raise ValueError(
                 f"autocast=True needs dtype='bfloat16' or 'float16', not {self.dtype!r}"
@@ -75,21 +75,21 @@ class Settings(Checked):
 
     @property
     def stored(self) -> torch.dtype:
-        """Of parameters and inputs: float32 under autocast."""
+        """The dtype of parameters and inputs: float32 under autocast."""
         return torch.float32 if self.autocast else self.computed
 
     @property
     def computed(self) -> torch.dtype:
-        """Of the arithmetic."""
+        """The dtype of the arithmetic."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def precision(self) -> AbstractContextManager[object]:
-        """What a forward pass runs under: autocast where asked for."""
+        """The context of a forward pass: autocast, if set."""
         return torch.autocast(self.kind, self.computed) if self.autocast else nullcontext()
 
     def applied_to(self, entry: Entry, at: InputSize) -> InputSize:
-        """A size with what was asked for instead."""
+        """A size with the batch, sides and steps that are set."""
         asked: dict[str, Any] = {"batch": self.batch, "steps": self.steps}
         if self.size is not None:
             sides = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -102,7 +102,7 @@ class Settings(Checked):
 def split(
     entry: Entry, keywords: Mapping[str, Any], settings: Settings | None
 ) -> tuple[dict[str, Any], Settings]:
-    """Keywords as the block's own and the harness's; what neither has is the block's to refuse."""
+    """Split keywords into the block's arguments and settings; a block's argument comes first."""
     own = set(entry.signature.parameters)
     names = {item.name for item in fields(Settings)} - own
     chosen = {key: value for key, value in keywords.items() if key in names}

@@ -5,44 +5,39 @@ the files are joined at the end. If a run is killed while writing, its incomplet
 ignored, and removed by the next run.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .job import Job
 from .row import Result, Row, from_json
 
 NAME = "bench.jsonl"
-PREVIOUS = "previous"  # where a fresh run sets an earlier run's files aside
-MACHINE = ("device_name", "torch", "python", "attnzoo")  # rows of one file agree in these
+PREVIOUS = "previous"  # the folder that a new run moves an earlier run's files to
 
 
 def key(one: Job | Result) -> str:
-    """An identity without the device's index: ranks share the rows over devices of one kind."""
+    """An identity without the device's index, since ranks share rows over devices of one kind."""
     known = one.identity()
-    return json.dumps(known | {"device": _kind(known)}, sort_keys=True)
+    kind = str(known.get("device", "")).split(":")[0]
+    return json.dumps(known | {"device": kind}, sort_keys=True)
 
 
 def file_of(folder: Path, rank: int = 0) -> Path:
-    """Where a rank keeps its rows."""
+    """The file of a rank's rows."""
     return folder / (f"bench.rank{rank}.jsonl" if rank else NAME)
 
 
 def append(file: Path, row: Result) -> None:
-    """Add a row, on disk when this returns."""
-    with file.open("ab") as stream:
-        stream.write(_line(row))
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Add a row; it is on disk when this returns."""
+    _write(file, "ab", _line(row))
 
 
 def load(path: Path) -> list[Result]:
     """The rows of a result file (JSON lines, or a list), or of all those in a folder.
 
-    Raises ValueError, with the file's name, where it is damaged or of another schema version.
+    Raises ValueError, with the file's name, if it is damaged or of another schema version.
     """
     if path.is_dir():
         found = _files(path) or [path / "bench.json"]
@@ -52,43 +47,30 @@ def load(path: Path) -> list[Result]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
     try:
-        items = [text] if text.lstrip()[:1] == "[" else whole.splitlines()
-        values = [json.loads(item) for item in items]
-        rows = [row for value in values for row in (value if isinstance(value, list) else [value])]
-        return [from_json(dict(row)) for row in rows]
+        is_list = text.lstrip().startswith("[")
+        values = json.loads(text) if is_list else map(json.loads, whole.splitlines())
+        return [from_json(dict(value)) for value in values]
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no result file: {error}") from None
 
 
-def begin(folder: Path, wanted: Mapping[str, Any], resume: bool) -> list[Result]:
-    """Ready the folder for rows; returns those that stay.
+def begin(folder: Path, resume: bool) -> list[Result]:
+    """The rows that a run starts with: with `resume` those of the folder, else none.
 
-    Args:
-        wanted: machine and versions of this run, as the fields of a row.
-        resume: keep the folder's rows; else they are set aside in `previous`.
-
-    Raises ValueError where `resume` finds another machine's or version's rows.
+    Without `resume`, files of an earlier run are moved to `previous`.
     """
-    files = _files(folder)
-    if not resume:
-        for file in [*files, *folder.glob("bench.json")]:
-            (folder / PREVIOUS).mkdir(exist_ok=True)
-            file.replace(folder / PREVIOUS / file.name)
-        return []
-    rows = load(folder) if files else []
-    for known in (row.identity() for row in rows):
-        for name in MACHINE[_kind(known) != _kind(wanted) :]:  # another device has another name
-            if known.get(name, wanted[name]) != wanted[name]:
-                raise ValueError(
-                    f"--resume: {folder / NAME} has rows with {name}={known[name]!r}, here it is "
-                    f"{wanted[name]!r}; name another folder, or leave --resume out to start anew"
-                )
-    join(folder, rows)
-    return rows
+    if resume:
+        rows = load(folder) if _files(folder) else []
+        join(folder, rows)
+        return rows
+    for file in [*_files(folder), *folder.glob("bench.json")]:
+        (folder / PREVIOUS).mkdir(exist_ok=True)
+        file.replace(folder / PREVIOUS / file.name)
+    return []
 
 
 def join(folder: Path, rows: Iterable[Result]) -> None:
-    """Put rows in place of all that the ranks have written, in one step."""
+    """Replace all that the ranks have written by these rows, atomically."""
     replace(file_of(folder), b"".join(map(_line, rows)))
     for file in _files(folder):
         if file != file_of(folder):
@@ -96,19 +78,16 @@ def join(folder: Path, rows: Iterable[Result]) -> None:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Put `content` in place of `file` in one step, after it has reached the disk."""
+    """Replace the content of a file atomically."""
     part = file.with_name(f".{file.name}.part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    _write(part, "wb", content)
     part.replace(file)
 
 
 def arranged(order: Iterable[str], rows: Iterable[Result]) -> list[Result]:
-    """One row for each key: rows of other runs first, then those of this one in its order.
+    """One row for each key: first those that `order` does not name, then those it does.
 
-    Of two rows with one key the later stands, but a failure never takes a measured row's place.
+    Of two rows with the same key the later is kept, but a failure never replaces a measured row.
     """
     found: dict[str, Result] = {}
     for row in rows:
@@ -118,21 +97,12 @@ def arranged(order: Iterable[str], rows: Iterable[Result]) -> list[Result]:
     return [*found.values(), *wanted.values()]
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a folder to one run; the system frees the lock of a run that dies.
-
-    Raises ValueError where another run writes into it.
-    """
-    import filelock
-
-    try:
-        with filelock.FileLock(folder / ".bench.lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise ValueError(
-            f"--out {folder} is in use by another run; wait for it or name another folder"
-        ) from None
+def _write(file: Path, mode: str, content: bytes) -> None:
+    """Write, and return when the content has reached the disk."""
+    with file.open(mode) as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -141,7 +111,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _line(row: Result) -> bytes:
     return json.dumps(row.to_json()).encode() + b"\n"
-
-
-def _kind(known: Mapping[str, Any]) -> str:
-    return str(known.get("device", "")).split(":")[0]

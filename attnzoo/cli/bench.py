@@ -1,7 +1,6 @@
 """The command `attnzoo bench`."""
 
 import argparse
-import contextlib
 import itertools
 import json
 import shlex
@@ -28,7 +27,7 @@ examples:
   attnzoo bench se cbam --c 256 --size 32 --out results
   attnzoo bench --layout image --baseline se      with each time over that of se
   attnzoo bench --out results --resume            go on with a run that was stopped
-  attnzoo bench se coordatt --sweep size=14,28,56 growth exponents below the table
+  attnzoo bench se coordatt --sweep size=14,28,56 a row for each size
   attnzoo bench --import my_blocks my_block       a block that your module registers
   attnzoo bench --dtype float32,bfloat16 --mode eager,compiled
   torchrun --nproc-per-node 2 -m attnzoo bench --out results
@@ -122,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
     if options.timeout is not None and not options.timeout > 0:
         raise ValueError(f"--timeout {options.timeout} must be a positive number of seconds")
     if options.out is not None:
-        needs_extra("bench --out", "filelock", "matplotlib")
+        needs_extra("bench --out", "tabulate", "matplotlib")
     from ..bench import run as one
     from ..bench import runner
 
@@ -133,9 +132,9 @@ def run(options: argparse.Namespace) -> int:
         perform = partial(
             runner.perform_apart, timeout=options.timeout, imports=tuple(options.imports)
         )
-    with runner.ranks() as here, contextlib.ExitStack() as kept:
+    with runner.ranks() as here:
         if here.rank == 0 and options.out is not None:
-            _ready(options.out, kept)
+            _make(options.out)
         if options.out is None and here.size > 1:
             raise ValueError("with torchrun, name --out DIR: the ranks join their rows there")
         jobs = _jobs(options, here)
@@ -143,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
         rows, stopped = runner.run_all(jobs, options.out, here, perform, options.resume, tell)
         if here.rank:
             return 1 if stopped else 0
-        return _report(options, rows, jobs, stopped)
+        return _report(options, rows, stopped)
 
 
 def _jobs(options: argparse.Namespace, here: "Ranks") -> list["Job"]:
@@ -203,21 +202,12 @@ def _value(key: str, word: str) -> Any:
         return word
 
 
-def _report(
-    options: argparse.Namespace,
-    rows: Sequence["Result"],
-    jobs: Sequence["Job"],
-    stopped: str,
-) -> int:
-    """Print the table, growth exponents, the files and what failed; returns the exit status."""
+def _report(options: argparse.Namespace, rows: Sequence["Result"], stopped: str) -> int:
+    """Print the table, the files and what failed; returns the exit status."""
     from ..bench import report, store
     from ..bench.row import Failure
 
     print(report.terminal(rows, columns=options.columns, baseline=options.baseline))
-    wanted = {store.key(job) for job in jobs}
-    swept = {text.partition("=")[0] for text in options.sweep}
-    for line in report.growth_lines([r for r in rows if store.key(r) in wanted], swept):
-        print(line)
     if options.out is not None:
         command = shlex.join(["attnzoo", *sys.argv[1:]])
         written = report.write(rows, options.out, command, options.baseline)
@@ -233,14 +223,10 @@ def _report(
     return 1 if failures else 0
 
 
-def _ready(folder: Path, kept: contextlib.ExitStack) -> None:
-    """Make the folder of the run and keep it to this one."""
-    from ..bench import store
-
+def _make(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} must be a folder; there is a file of that name")
     folder.mkdir(parents=True, exist_ok=True)
-    kept.enter_context(store.locked(folder))
 
 
 def _import(name: str) -> None:

@@ -10,7 +10,7 @@ from .common import columns
 
 if TYPE_CHECKING:
     from ..bench.compare import Change
-    from ..bench.compare.sides import Code
+    from ..bench.compare.versions import Code
 
 EXAMPLES = """\
 A and B are each one of
@@ -63,7 +63,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(options: argparse.Namespace) -> int:
     """Print what moved; returns the exit status."""
-    from ..bench.compare.sides import Rows, opened
+    from ..bench.compare.versions import Rows, opened
 
     tolerance = options.tolerance
     if not 0 <= tolerance < 10:
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: float) -> int:
-    from ..bench.compare import session
+    from ..bench.compare import versions
     from ..bench.job import Job
     from ..bench.settings import Settings
     from ..registry import find, names
@@ -88,7 +88,7 @@ def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: floa
         Job(block=e.name, config=e.example, at=e.input_size, settings=settings) for e in entries
     ]
     tell = progress if sys.stderr.isatty() else lambda text: None
-    changes = list(session.measure(jobs, a, b, tolerance, tell))
+    changes = list(versions.measure(jobs, a, b, tolerance, tell))
     tell("")
     return _printed(
         changes,
@@ -99,17 +99,17 @@ def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: floa
 
 def _files(a: Path, b: Path, options: argparse.Namespace, tolerance: float) -> int:
     from ..bench import store
-    from ..bench.compare import pairing
+    from ..bench.compare import files
 
     rows = [
         [row for row in store.load(side) if not options.names or row.block in options.names]
         for side in (a, b)
     ]
-    changes = pairing.compare(*rows, tolerance=tolerance, allow_different=options.allow_different)
+    changes = files.compare(*rows, tolerance=tolerance, allow_different=options.allow_different)
     return _printed(
         [change for change in changes if change.verdict != "same"],
         f"{len({change.row for change in changes})} rows compared: counts exactly, memory past "
-        f"{tolerance:.0%}, times only past {max(tolerance, pairing.TIMES_PAST):.0%}: compare two "
+        f"{tolerance:.0%}, times only past {max(tolerance, files.TIMES_PAST):.0%}: compare two "
         "checkouts or revisions to measure smaller changes",
     )
 

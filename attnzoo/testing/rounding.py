@@ -1,5 +1,6 @@
 """Estimates the rounding error of a dtype by random perturbations of float64 arithmetic."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,17 @@ import torch
 from torch import Tensor
 
 from .._torch import TorchDispatchMode, tree_map_only
+from ..reference.closeness import (
+    Tensors,
+    differences,
+    half_the_digits,
+    relative_errors,
+    root_mean_square,
+)
 from .inputs import tensors
+
+DRAWS = 32  # of random roundings, at most
+MARGIN = 2  # times their effect is allowed
 
 SLACK = {  # times a dtype's precision, since sums of many terms accumulate rounding errors
     torch.float16: 4.0,
@@ -50,3 +61,37 @@ class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tensor.addcmul_(size, noise, value=self.eps)
 
         return tree_map_only(Tensor, rounded, output)
+
+
+def errors_beyond_rounding(
+    groups: dict[str, Tensors], run: Callable[[], dict[str, Tensors]], dtype: torch.dtype
+) -> dict[str, float]:
+    """The root mean square error of each result, relative to its size, against float64.
+
+    Half of the digits of `dtype` must agree. Only if an error is larger, the size is that of the
+    noise if that is larger: `MARGIN` times what random rounding changes, over the limit.
+
+    Args:
+        groups: results in `dtype`, by their kind and name.
+        run: computes the same in float64.
+        dtype: of the arithmetic.
+    """
+    limit, noise = half_the_digits(dtype), dict[str, float]()
+    wanted = run()
+
+    def errors() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for kind, group in groups.items():
+            found |= relative_errors(group, wanted[kind], size=root_mean_square, noise=noise)
+        return found
+
+    for seed in range(DRAWS):
+        if not any(limit < error < math.inf for error in errors().values()):
+            break
+        with StochasticRounding(dtype, seed, SLACK[dtype]):
+            rounded = run()
+        for kind, group in rounded.items():
+            for name, off in differences(group, wanted[kind], size=root_mean_square).items():
+                if math.isfinite(off):
+                    noise[name] = max(noise.get(name, 0.0), MARGIN * off / limit)
+    return errors()

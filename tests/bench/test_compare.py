@@ -12,9 +12,10 @@ import pytest
 import attnzoo
 from attnzoo import cli
 from attnzoo.bench import store
-from attnzoo.bench.compare import pairing, session, sides
+from attnzoo.bench.compare import files, versions
 from attnzoo.bench.compare.interleave import ORDER, Timing, interleave
-from attnzoo.bench.compare.session import confirmed
+from attnzoo.bench.compare.versions import confirmed
+from attnzoo.bench.job import Job
 from attnzoo.bench.row import Failure, Result
 from attnzoo.bench.settings import Settings
 
@@ -115,19 +116,19 @@ def test_a_slow_down_in_a_checkout_is_found(
 
 
 def test_each_side_runs_its_own_code(checkout: Path) -> None:
-    child = sides.Code("b", Path(sys.executable), checkout).start()
-    job = session.Job(
+    child = versions.Code("b", Path(sys.executable), checkout).start()
+    job = Job(
         block="se",
         config={"c": 16},
         at=attnzoo.InputSize(),
         settings=Settings(),
     )
     try:
-        answer = session._loaded(job, {"b": child})["b"]
+        answer = versions.load(job, {"b": child})["b"]
         assert answer["from"] == str(checkout / "attnzoo" / "__init__.py")
         assert answer["params"] == 32
         broken = replace(job, config={"c": 48})
-        assert "broken" in session._loaded(broken, {"b": child})["b"]["error"]
+        assert "broken" in versions.load(broken, {"b": child})["b"]["error"]
     finally:
         child.close()
 
@@ -140,12 +141,12 @@ def test_a_side_that_is_nothing(
     word: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message), sides.opened(word):
+    with pytest.raises(ValueError, match=message), versions.opened(word):
         pass
 
 
 def verdicts(a: list[Result], b: list[Result]) -> dict[str, tuple[str, bool]]:
-    found = pairing.compare(a, b, tolerance=0.1)
+    found = files.compare(a, b, tolerance=0.1)
     return {c.quantity: (c.verdict, c.regression) for c in found if c.verdict != "same"}
 
 
@@ -168,11 +169,11 @@ def test_files_counts_are_exact_memory_has_a_tolerance_and_times_a_quarter() -> 
 
 def test_files_that_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match=r"differ in threads: 2 and 1\. --allow-different"):
-        pairing.compare([row()], [row(threads=1)], tolerance=0.1)
+        files.compare([row()], [row(threads=1)], tolerance=0.1)
     with pytest.raises(ValueError, match="no row in common"):
-        pairing.compare([row()], [row("cbam")], tolerance=0.1)
+        files.compare([row()], [row("cbam")], tolerance=0.1)
     with pytest.raises(ValueError, match="B has two rows of se"):
-        pairing.compare([row()], [row(), row()], tolerance=0.1)
+        files.compare([row()], [row(), row()], tolerance=0.1)
 
 
 def test_files_a_block_that_fails_is_a_regression(

@@ -279,7 +279,7 @@ class Faulty(nn.Module):
             return y * float("nan")
         if self.fault == "drift" and self.left < 0 and not self.training:
             return 1.01 * y
-        if self.fault == "leak":
+        if self.fault == "leak" or (self.fault == "leak in training" and self.training):
             self.kept.append(y.detach())
         return y
 
@@ -290,7 +290,8 @@ class Faulty(nn.Module):
         ("none", "its output None has no tensor"),
         ("nan", "output 0 is absent, misshapen or infinite"),
         ("drift", "output 0 is off by 1.0e-02"),
-        ("leak", "bytes more with every training step"),
+        ("leak", "bytes more with every call"),
+        ("leak in training", "bytes more with every training step"),
     ],
 )
 def test_faults_that_come_after_the_check(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -96,7 +95,8 @@ def test_a_block_that_refuses_the_common_size_has_its_own() -> None:
     assert (wide.config["length"], wide.at) == (96, settings.SIZES["sequence"])
     shape = job.example_job("se", {"c": 48}, Settings(size=9)).known()["shape"]
     assert shape == {"x": [8, 48, 9, 9]}
-    assert pickle.loads(pickle.dumps(own)).identity() == own.identity()
+    again = job.Job.from_json(json.loads(json.dumps(own.to_json())))
+    assert again.identity() == own.identity()
 
 
 def test_sweeps_make_every_combination(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_the_command_writes_resumes_and_reports(
             raise KeyboardInterrupt
         return x
 
-    monkeypatch.setattr(report, "pictures", lambda rows, folder: [])
+    monkeypatch.setattr(report, "pictures", lambda rows, folder: {})
     out = ("--out", str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(find("danet_channel").cls, "forward", interrupted)
@@ -227,6 +227,7 @@ def own_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_block_module", raising=False)
     (tmp_path / "own_block_module.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 @pytest.mark.usefixtures("own_block")

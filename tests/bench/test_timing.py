@@ -94,12 +94,12 @@ def test_the_highest_bound_and_its_share(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(roofline, "_products", lambda *_: 100.0)
     monkeypatch.setattr(roofline, "_launch", lambda *_: 0.01)
     works = {"forward": Work(5000, 100, 10, 20.0), "training": Work(10_000, 1000, 10, 20.0)}
-    found = roofline.verdict(works, Settings())
+    found = roofline.bounds(works, Settings())
     assert (found["roof_forward"], found["roof_forward_fraction"]) == ("bandwidth", 0.25)
     assert (found["roof_training"], found["roof_training_fraction"]) == ("bandwidth", 0.5)
-    launched = roofline.verdict({"forward": Work(1, 1, 1000, 20.0)}, Settings())
+    launched = roofline.bounds({"forward": Work(1, 1, 1000, 20.0)}, Settings())
     assert (launched["roof_forward"], launched["roof_forward_fraction"]) == ("launch", 0.5)
-    faster = roofline.verdict({"forward": Work(5000, 10**5, 1, 1.0)}, Settings())
+    faster = roofline.bounds({"forward": Work(5000, 10**5, 1, 1.0)}, Settings())
     assert (faster["roof_macs"], faster["roof_forward_fraction"]) == (1e5, 1.0)
 
 
@@ -173,10 +173,10 @@ def test_wall_time_is_what_the_host_takes(device: FakeCuda) -> None:
 
 def test_throttled_samples_are_thrown_away(device: FakeCuda) -> None:
     readings = iter([True, False] * 100)
-    clocks = SimpleNamespace(note=lambda: next(readings))
+    clocks = SimpleNamespace(active=lambda step: next(readings))
     found = cuda.latency(launched(device), "cuda", 1e-3, "wall", clocks)  # type: ignore[arg-type]
     assert found.disturbed == found.samples
-    always = SimpleNamespace(note=lambda: True)
+    always = SimpleNamespace(active=lambda step: True)
     found = cuda.latency(launched(device), "cuda", 1e-3, "wall", always)  # type: ignore[arg-type]
     assert not found.settled
     assert found.samples == found.disturbed
@@ -191,26 +191,30 @@ def test_a_cache_of_unknown_size_is_not_flushed(monkeypatch: pytest.MonkeyPatch)
     assert cuda._flusher("cpu").__self__.nbytes == 2000  # type: ignore[attr-defined]
 
 
-def test_clocks_tell_why_a_sample_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = iter([0x1, 0x4 | 0x20])
-
-    class NVMLError(Exception):
-        pass
-
+def test_what_throttles_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = iter([0x1, 0x1, 0x4 | 0x20])
     nvml = SimpleNamespace(
-        NVMLError=NVMLError,
-        NVML_CLOCK_SM=1,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
-        nvmlDeviceGetClockInfo=lambda handle, kind: 1500,
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: next(reasons),
     )
     monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
     named = SimpleNamespace(uuid="abc")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: named)
-    clocks = cuda.Clocks("cuda")
-    assert [clocks.note(), clocks.note()] == [False, True]
-    assert (clocks.mhz, clocks.throttle) == (1500, "power cap, thermal slowdown")
+    steps: list[int] = []
+    throttle = cuda.Throttle("cuda")
+    assert not throttle.active(lambda: steps.append(1))
+    assert throttle.reasons == "none"
+    assert throttle.active(lambda: steps.append(1))
+    assert throttle.reasons == "power cap, thermal slowdown"
+    assert len(steps) == 2  # the device works while it is asked
+
+
+def test_without_nvml_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    throttle = cuda.Throttle("cuda")
+    assert not throttle.active(lambda: None)
+    assert throttle.reasons is None
 
 
 def test_every_pass_has_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +222,7 @@ def test_every_pass_has_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
     block = torch.nn.Identity()
     steps = {False: 1e-4, True: 3e-4}
-    passes = Passes(*(Pass(block, t, lambda s=steps[t]: spin(s)) for t in (False, True, True)))
+    passes = Passes(*(Pass(block, t, lambda s=steps[t]: spin(s)) for t in (False, True)))
     found = run.latencies(passes, Settings(min_time=0.005))
     assert found["latency_forward_cold"] is None
     assert found["latency_training"].best > 2 * found["latency_forward"].best

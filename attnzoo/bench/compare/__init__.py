@@ -1,4 +1,4 @@
-"""What moved between two versions: measured side by side, or read from two result files."""
+"""What changed between two versions: measured side by side, or read from two result files."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Change(NamedTuple):
     a: float | None
     b: float | None
     verdict: str  # same, slower, faster, more, less, larger, fails, works, fails still, gone, added
-    null: float | None = None  # a second copy of A over A: 1, but for the error of measurement
+    null: float | None = None  # a second copy of A over A: 1, except for measurement error
     error: str = ""
 
     @property

@@ -1,9 +1,9 @@
 """Decides which of two versions is slower, from alternating samples of both and a null copy.
 
-A shared machine may run at half its speed for milliseconds or seconds, so two measurements taken
-one after the other can differ by a factor of two. Alternating samples run under the same
-conditions, and the minimum of each side is a sample without interference. The null copy is a second
-copy of the first version: the ratio of its minimum to the first's is the error of the measurement.
+A shared machine may run at half its speed for milliseconds or seconds, so two measurements one
+after the other can differ by a factor of two. Alternating samples run under the same conditions,
+and the minimum of each side is a sample without interference. The null copy is a second copy of the
+first version: the ratio of their minima shows the error of the measurement.
 """
 
 import math
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 LEAST_SAMPLES = 40  # of each side
-FEWEST = 6  # of each, where a call is so long that these take the budget
-BURST = 5  # samples before the next side has its turn
-BUDGET = 1.0  # seconds of samples of each side, from which on FEWEST are enough
-PATIENCE = 4  # times LEAST_SAMPLES, while it is undecided
-RESOLUTION = 0.03  # least times of unchanged code are this close: a true tenth may read as 7 %
+FEWEST = 6  # of each side, once they have taken the budget
+BURST = 5  # samples in a row of one side
+BUDGET = 1.0  # seconds of samples of each side
+EXTENDED = 4  # times LEAST_SAMPLES or the budget, while the verdict is close
+RESOLUTION = 0.03  # minima of unchanged code differ by this: a ratio of 1.10 may be read as 1.07
 
 Burst = Callable[[int], list[float]]  # so many samples of a side, in seconds of one call
 Verdict = Literal["same", "slower", "faster"]
@@ -23,7 +23,7 @@ ORDER = ("a", "null", "b", "b", "null", "a")
 
 
 class Timing(NamedTuple):
-    """The least times of both sides and of the null copy of the first, in seconds of one call."""
+    """The minimum times of both sides and of the null copy, in seconds of one call."""
 
     a: float
     null: float
@@ -37,24 +37,24 @@ class Timing(NamedTuple):
 
     @property
     def drift(self) -> float:
-        """The null copy's time over the first's, which is 1 except for measurement error."""
+        """The null copy's time over the first's: 1, except for measurement error."""
         return self.null / self.a
 
     def verdict(self, tolerance: float) -> Verdict:
-        """Whether the time changed by the tolerance, and by more than the drift, to within 3 %."""
+        """Whether the time changed by the tolerance, to within 3 %, and by more than the drift."""
         moved, drift = math.log(self.ratio), abs(math.log(self.drift))
-        if abs(moved) <= max(_line(tolerance), drift + RESOLUTION):
+        if abs(moved) <= max(_threshold(tolerance), drift + RESOLUTION):
             return "same"
         return "slower" if moved > 0 else "faster"
 
     def decided(self, tolerance: float) -> bool:
-        """Whether more samples, which only lower least times, would hardly change the verdict."""
-        near = abs(abs(math.log(self.ratio)) - _line(tolerance)) <= RESOLUTION
+        """Whether more samples, which only lower the minima, would hardly change the verdict."""
+        near = abs(abs(math.log(self.ratio)) - _threshold(tolerance)) <= RESOLUTION
         return not near and abs(math.log(self.drift)) <= RESOLUTION
 
 
 def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
-    """The least times of `a`, `b` and `null`, sampled in turn until the verdict is decided."""
+    """The minimum times of `a`, `b` and `null`, sampled in turn until the verdict is decided."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     burst = BURST
     while True:
@@ -66,11 +66,11 @@ def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
         if timing.a > BUDGET / LEAST_SAMPLES:
             burst = 1
         enough = count >= LEAST_SAMPLES or (count >= FEWEST and spent >= BUDGET)
-        most = count >= PATIENCE * LEAST_SAMPLES or spent >= PATIENCE * BUDGET
+        most = count >= EXTENDED * LEAST_SAMPLES or spent >= EXTENDED * BUDGET
         if enough and (most or timing.decided(tolerance)):
             return timing
 
 
-def _line(tolerance: float) -> float:
-    """The logarithm of the least ratio that is a change."""
+def _threshold(tolerance: float) -> float:
+    """The logarithm of the smallest ratio that counts as a change."""
     return max(math.log1p(tolerance) - RESOLUTION, math.log1p(tolerance) / 2)

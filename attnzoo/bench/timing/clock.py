@@ -1,13 +1,12 @@
-"""The clock of the CPU: the latency of a pass is the least of many short samples.
+"""The latency of a step on the CPU: the minimum of many short samples.
 
 On a busy machine a thread is preempted for milliseconds at a time, and slowed for a second or more
 by other processes on the same core. So a sample lasts half a millisecond (or one call, if that is
-longer) and is measured in thread CPU time. Samples are taken in rounds, until two rounds reach the
-same least time while a reference load runs at its best speed.
+longer) and is measured in CPU time of the thread. Samples are taken in rounds, until two rounds
+reach the same minimum while a reference load runs at its best speed.
 """
 
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,25 +17,25 @@ import torch
 from ..row import Latency
 from .sample import Step, burst, calls_per_sample, times
 
-ROUNDS = 6  # that the time asked for is spent in
+ROUNDS = 6  # that share the requested seconds
 LEAST_ROUNDS = 3
-MAX_OVERTIME = 6  # times the time asked for, of the wall's clock
-SETTLED = 1.03  # two rounds reach the same least time where they are closer than this
-CALM = 1.1  # of the reference load's best time: the machine runs at its own speed
+MAX_OVERTIME = 6  # times the requested seconds, in wall time
+SETTLED = 1.03  # the largest ratio of two minima that are the same
+CALM = 1.1  # times the reference load's best time
 
 
 class Round(NamedTuple):
-    """Samples taken one right after the other."""
+    """Samples taken in a row."""
 
-    seconds: list[float]  # of one call, sample by sample
+    seconds: list[float]  # of one call, for each sample
     spent: float  # seconds of all calls
-    disturbed: int  # samples that the system interrupted, or that were thrown away
-    calm: bool  # the machine ran at its own speed
+    disturbed: int  # samples that were preempted or discarded
+    calm: bool  # the machine ran at its best speed
 
 
 def latency(step: Step, seconds: float) -> Latency:
-    """What a pass costs on the CPU."""
-    calls, load = calls_per_sample(step), reference_load()
+    """The latency of a step on the CPU."""
+    calls, load = calls_per_sample(step), _reference_load()
 
     def take() -> Round:
         before = load.calm()
@@ -49,7 +48,7 @@ def latency(step: Step, seconds: float) -> Latency:
 
 
 def rounds(take: Callable[[], Round], seconds: float) -> Latency:
-    """Rounds worth `seconds`, and as many more as it takes to settle, within the overtime."""
+    """Rounds of so many seconds in all, and more until they settle or the overtime ends."""
     found = [take()]
     end = time.perf_counter() + MAX_OVERTIME * seconds
     while time.perf_counter() < end or len(found) < LEAST_ROUNDS:
@@ -62,7 +61,7 @@ def rounds(take: Callable[[], Round], seconds: float) -> Latency:
 
 
 def settled(found: Sequence[Round]) -> bool:
-    """Whether the two best of the calm rounds reached the same least time."""
+    """Whether the two best of the calm rounds reached the same minimum."""
     best = sorted(min(one.seconds) for one in found if one.calm and one.seconds)
     return len(best) > 1 and best[1] <= SETTLED * best[0]
 
@@ -79,32 +78,25 @@ class ReferenceLoad:
     """A small fixed computation, timed around each round to detect a slowed machine."""
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.matrix = torch.randn(96, 96, generator=generator)
-        self.least = math.inf
-        for _ in range(20):
-            self.calm()
+        self.matrix = torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
+        self.least = min(self.time() for _ in range(20))
 
     def calm(self) -> bool:
-        """Whether it runs at the best speed that it ever had."""
+        """Whether it runs at the best speed that it has had."""
         now = self.time()
         self.least = min(self.least, now)
         return now <= CALM * self.least
 
     def time(self) -> float:
         """Seconds that it takes now."""
-        return min(times(burst(self._work, 1, 0.0, 3)))
+        return min(times(burst(self._compute, 1, 0.0, 3)))
 
-    def _work(self) -> None:
-        with torch.inference_mode():
-            for _ in range(3):
-                product = self.matrix @ self.matrix
-            for _ in range(10):
-                product = (self.matrix[:2] @ self.matrix).sigmoid()
-            del product
+    @torch.inference_mode()
+    def _compute(self) -> None:
+        for _ in range(3):
+            self.matrix @ self.matrix
+        for _ in range(10):
+            (self.matrix[:2] @ self.matrix).sigmoid()
 
 
-@functools.cache
-def reference_load() -> ReferenceLoad:
-    """The one of this process: its best time is that of the whole run."""
-    return ReferenceLoad()
+_reference_load = functools.cache(ReferenceLoad)  # one per process, which knows its best time

@@ -1,11 +1,10 @@
-"""The clock of a CUDA device: events behind a blocked stream, a flushed cache, graphs, memory."""
+"""The latency of a step on a CUDA device, by events behind a blocked stream; graphs, memory."""
 
 import contextlib
+import functools
 import math
-import statistics
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,13 +16,13 @@ from .clock import Round
 from .sample import Step, uncollected
 
 Kind = Literal["wall", "device", "cold"]
-SAMPLE_SECONDS = {"wall": 1e-3, "device": 2e-4, "cold": 0.0}  # events tick in about a microsecond
+SAMPLE_SECONDS = {"wall": 1e-3, "device": 2e-4, "cold": 0.0}  # events have a resolution of 1 us
 MOST_CALLS = {"wall": 10**6, "device": 16, "cold": 1}  # a queue holds about a thousand kernels
 LEAST_SAMPLES = 3  # in a round
-WARM_SECONDS = 0.1  # of calls before the first sample: clocks rise and caches fill by time
+WARM_SECONDS = 0.1  # of calls before the first sample, for clock rates and caches
 CYCLES_PER_SECOND = 2e9  # of the device's clock, at most
 BLOCK_TRIES = 5  # to block the stream until all calls are queued, each twice as long
-THROTTLED = {  # of NVML's nvmlClocksEventReasons, those that hold a working clock back
+THROTTLED = {  # the bits of NVML's nvmlClocksEventReasons that limit a working clock
     0x4: "power cap",
     0x8: "hardware slowdown",
     0x10: "sync boost",
@@ -34,34 +33,32 @@ THROTTLED = {  # of NVML's nvmlClocksEventReasons, those that hold a working clo
 
 
 def latency(
-    step: Step, device: str, seconds: float, kind: Kind, clocks: "Clocks | None" = None
+    step: Step, device: str, seconds: float, kind: Kind, throttle: "Throttle | None" = None
 ) -> Latency:
-    """What a pass costs on the device; samples taken while it throttles are thrown away.
+    """The latency of a step on the device; samples during which it throttles are discarded.
 
-    `wall`: calls in a row and the wait for their end, what a program sees. `device`: the same
-    calls queued behind a blocked stream, so that the host's part is over before the first event.
-    `cold`: single calls, each behind a write over twice the L2 cache too.
+    `wall`: a few calls and the wait for their end, as a program sees it. `device`: the same calls
+    queued behind a blocked stream, so that the first event is reached when all are queued. `cold`:
+    the same for single calls, each after a write to twice the L2 cache.
     """
     with torch.cuda.device(device):
         fits = math.floor(SAMPLE_SECONDS[kind] / _warm(step))
         calls = max(1, min(fits, MOST_CALLS[kind]))
-        blocked = _BlockedStream(_flusher(device) if kind == "cold" else None)
+        blocked = BlockedStream(_flusher(device) if kind == "cold" else None)
+        timed = _walled if kind == "wall" else blocked.timed
 
         def take() -> Round:
             kept: list[float] = []
-            thrown: list[float] = []
+            discarded: list[float] = []
             while len(kept) < LEAST_SAMPLES or calls * sum(kept) < seconds / clock.ROUNDS:
                 with uncollected():
-                    timed = _walled if kind == "wall" else blocked.timed
                     found = timed(step, calls)
-                if clocks is not None:
-                    step()  # so that the device works while its clock is read
-                throttled = clocks is not None and clocks.note()
-                (thrown if throttled else kept).append(found)
-                if len(thrown) > clock.MAX_OVERTIME * max(len(kept), LEAST_SAMPLES):
-                    break  # it throttles throughout: the row says so
-            spent = calls * (sum(kept) + sum(thrown))
-            return Round(kept or thrown, spent, len(thrown), bool(kept))
+                throttled = throttle is not None and throttle.active(step)
+                (discarded if throttled else kept).append(found)
+                if len(discarded) > clock.MAX_OVERTIME * max(len(kept), LEAST_SAMPLES):
+                    break  # it throttles all the time, which the row reports
+            spent = calls * (sum(kept) + sum(discarded))
+            return Round(kept or discarded, spent, len(discarded), bool(kept))
 
         return clock.rounds(take, seconds)
 
@@ -83,15 +80,14 @@ def _walled(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-@dataclass
-class _BlockedStream:
+class BlockedStream:
     """Keeps the stream busy until everything that is timed has been queued."""
 
-    flush: Step | None
-    seconds: float = 1e-3
+    def __init__(self, flush: Step | None) -> None:
+        self.flush, self.seconds = flush, 1e-3
 
     def timed(self, step: Step, calls: int) -> float:
-        """Seconds of one call between two events that the device reaches after the queueing."""
+        """Seconds of one call between two events."""
         for _ in range(BLOCK_TRIES):
             start, end = _event(), _event()
             torch.cuda.synchronize()
@@ -102,7 +98,7 @@ class _BlockedStream:
             for _ in range(calls):
                 step()
             end.record()
-            early = bool(start.query())  # type: ignore[no-untyped-call]  # the device got there before the host was done
+            early = start.query()  # the device has reached it before the host was done
             torch.cuda.synchronize()
             if not early:
                 break
@@ -110,7 +106,7 @@ class _BlockedStream:
         return float(start.elapsed_time(end)) / 1e3 / calls
 
 
-def _event() -> torch.cuda.Event:
+def _event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
@@ -122,11 +118,11 @@ def _flusher(device: str) -> Step:
 
 
 def captured(step: Step, device: str) -> Step:
-    """`step` as the replay of one CUDA graph; it gives the same tensors, filled anew."""
+    """`step` as the replay of a CUDA graph, which returns the same tensors, filled anew."""
     with torch.cuda.device(device):
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up in the first calls
+        with torch.cuda.stream(side):  # libraries initialize themselves in the first calls
             for _ in range(3):
                 step()
         torch.cuda.current_stream().wait_stream(side)
@@ -142,13 +138,13 @@ def captured(step: Step, device: str) -> Step:
 
 
 def ieee() -> AbstractContextManager[None]:
-    """Within it float32 convolutions are float32: cuDNN's default rounds their inputs to TF32."""
+    """A context in which convolutions of float32 do not round their inputs to TF32."""
     benchmark = torch.backends.cudnn.benchmark
     return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False)
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """Most bytes that a step holds above what was there before it."""
+    """The most bytes that a step holds above those before it."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -157,46 +153,30 @@ def peak_bytes(step: Step, device: str) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-class Clocks:
-    """SM clock and throttle reasons as NVML gives them, noted with every sample.
-
-    Both stay None where nvidia-ml-py is not installed or NVML does not know the device (a slice
-    of one, say).
-    """
+class Throttle:
+    """What limits the device's clock rate, by NVML; nothing if NVML does not know the device."""
 
     def __init__(self, device: str) -> None:
-        self._clocks: list[int] = []
-        self._reasons = 0
-        self._nvml: Any = None
-        with contextlib.suppress(ImportError):
+        self.reasons: str | None = None  # all that were found, `none`, or None if not known
+        self._found = 0
+        with contextlib.suppress(Exception):  # not installed, or a part of a device
             import pynvml
 
-            with contextlib.suppress(pynvml.NVMLError):
-                pynvml.nvmlInit()
-                uuid = torch.cuda.get_device_properties(device).uuid
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-                self._nvml = pynvml
+            pynvml.nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            reasons: Any = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+            self._read = functools.partial(reasons, handle)
+            self._read()
+            self.reasons = "none"
 
-    def note(self) -> bool:
-        """Read both now; whether something holds the clock back."""
-        if self._nvml is None:
+    def active(self, step: Step) -> bool:
+        """Whether the clock rate is limited while the device works on a step."""
+        if self.reasons is None:
             return False
-        with contextlib.suppress(self._nvml.NVMLError):
-            reasons = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
-            clock = self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
-            self._reasons |= reasons
-            self._clocks.append(clock)
-            return any(reasons & bit for bit in THROTTLED)
-        return False
-
-    @property
-    def mhz(self) -> float | None:
-        """The median of what was noted."""
-        return statistics.median(self._clocks) if self._clocks else None
-
-    @property
-    def throttle(self) -> str | None:
-        """All reasons that were noted, or `none`."""
-        if not self._clocks:
-            return None
-        return ", ".join(word for bit, word in THROTTLED.items() if self._reasons & bit) or "none"
+        step()
+        now = self._read()
+        self._found |= now
+        names = [name for bit, name in THROTTLED.items() if self._found & bit]
+        self.reasons = ", ".join(names) or "none"
+        return any(now & bit for bit in THROTTLED)

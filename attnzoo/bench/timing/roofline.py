@@ -1,11 +1,10 @@
 """The roofline of this machine, and the fraction of a row's time that it explains.
 
-A pass has three lower bounds: the bytes it must move at the memory's bandwidth, the multiply-adds
-it runs at the rate of a large matrix product, and its operator calls at the cost of an empty call.
-The largest bound explains a fraction of the pass's time. Bandwidth depends on the amount of data,
-since data that fit a cache move at the cache's rate. So copies of many sizes are timed, and a row's
-roof is the best bandwidth measured at its own size or above. If a row exceeds its roof, the roof
-was measured too low and is raised.
+The time of a pass has three lower bounds: the bytes it must move at the memory's bandwidth, its
+multiply-adds at the rate of a large matrix product, and its operator calls at the cost of a call on
+a single number. Bandwidth depends on the amount of data, because of the caches: copies of several
+sizes are timed, and a row's bandwidth is the best one at its own size or above. A row that exceeds
+a measured rate shows that it was measured too low, and raises it.
 """
 
 import functools
@@ -14,12 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..row import Roof
 from ..settings import Settings
 from . import clock, cuda, sample
 
 FOOTPRINTS = tuple(2**k for k in (15, 18, 20, 22, 24, 26, 28))  # bytes read and written by a copy
-LARGE_FOOTPRINTS = (2**30, 2**32)  # on CUDA, which needs that many for its sustained rate
+LARGE_FOOTPRINTS = (2**30, 2**32)  # on CUDA, for its sustained bandwidth
 SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of the square matrices
 SECONDS = 0.03  # for one measurement
 
@@ -33,8 +31,8 @@ class Work(NamedTuple):
     seconds: float
 
 
-def verdict(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
-    """The row's fields: this machine's roofs, and for each pass the highest bound's share."""
+def bounds(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
+    """A row's fields: the machine's rates, and each pass's highest bound and its fraction."""
     threads = torch.get_num_threads()
     launch = _launch(settings.device, settings.mode, threads)
     rates = _copies(settings.device, threads)
@@ -52,13 +50,13 @@ def verdict(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
         "roof_launch_us": 1e6 * launch,
     }
     for name, work in works.items():
-        bounds: dict[Roof, float] = {
+        seconds = {
             "bandwidth": work.bytes / bandwidth,
             "compute": work.macs / macs,
             "launch": work.calls * launch,
         }
-        roof = max(bounds, key=lambda key: bounds[key])
-        fraction = min(1.0, bounds[roof] / work.seconds)
+        roof = max(seconds, key=seconds.__getitem__)
+        fraction = min(1.0, seconds[roof] / work.seconds)
         fields |= {f"roof_{name}": roof, f"roof_{name}_fraction": fraction}
     return fields
 
@@ -77,7 +75,7 @@ def _copies(device: str, threads: int) -> Mapping[int, float]:
 
 @functools.cache
 def _products(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Multiply-adds per second of the best square matrix product, up to where one takes long."""
+    """Multiply-adds per second of the best matrix product; stops at one that takes long."""
     most = 0.0
     for side in SIDES:
         a = torch.randn(side, side, device=device).to(dtype)
@@ -90,7 +88,7 @@ def _products(device: str, dtype: torch.dtype, threads: int) -> float:
 
 @functools.cache
 def _launch(device: str, mode: str, threads: int) -> float:
-    """Seconds of one call on a single number: of an operator, a compiled function or a graph."""
+    """Seconds of a call on a single number: of an operator, a compiled function or a graph."""
     one = torch.ones(1, device=device)
 
     def step() -> Any:
@@ -102,7 +100,7 @@ def _launch(device: str, mode: str, threads: int) -> float:
 
 
 def best(step: sample.Step, device: str) -> float:
-    """Seconds of the fastest of many short samples, as a row's own are taken."""
+    """The minimum seconds of a step, sampled as a row's passes are."""
     with torch.inference_mode():
         if torch.device(device).type == "cuda":
             return cuda.latency(step, device, SECONDS, "device").best / 1e3

@@ -1,4 +1,4 @@
-"""Samples of a step on the CPU; standard library alone, for processes of other versions."""
+"""Samples of a step on the CPU; standard library only, for processes of other versions."""
 
 import contextlib
 import gc
@@ -9,25 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 SAMPLE_SECONDS = 5e-4
-LONG = 0.02  # seconds of a call that one trial is enough for
+LONG = 0.02  # seconds; a call that takes longer is estimated from a single one
 
 Step = Callable[[], Any]
 
 
 class Sample(NamedTuple):
-    """One block of calls, in seconds of one call."""
+    """A few calls in a row, in seconds of one call."""
 
     wall: float
-    processor: float  # the time that this thread ran
-    preempted: bool  # the system gave the processor to another
-    waited: bool  # the thread gave it away itself: it slept, or waited for other threads
+    processor: float  # CPU time of this thread
+    preempted: bool  # the system ran another process meanwhile
+    waited: bool  # the thread slept, or waited for other threads
 
 
 def times(samples: Sequence[Sample]) -> list[float]:
-    """Seconds of one call: those that the thread ran.
+    """Seconds of one call, in CPU time of the thread.
 
-    If most samples waited voluntarily, for other threads for example, waiting is part of the pass:
-    then wall time is used, of the samples that were not preempted if there are any.
+    If most samples waited, for other threads for example, waiting is part of the step: then wall
+    time is used, of the samples that were not preempted if there are any.
     """
     if 2 * sum(sample.waited for sample in samples) <= len(samples):
         return [sample.processor for sample in samples]
@@ -43,7 +43,7 @@ def calls_per_sample(step: Step) -> int:
 
 
 def burst(step: Step, calls: int, seconds: float, least: int = 1) -> list[Sample]:
-    """Samples one after the other, for so many seconds of their own, with no collection."""
+    """At least so many samples, and so many seconds of them, without garbage collection."""
     found: list[Sample] = []
     spent = 0.0
     with uncollected():
@@ -64,26 +64,23 @@ def _sample(step: Step, calls: int) -> Sample:
     return Sample(wall / calls, processor / calls, taken > 0 or lost, own > 0)
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Disable Python's garbage collection."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
 def _switches() -> tuple[int, int]:
-    """The number of voluntary and of involuntary context switches of this thread.
-
-    Both are zero if the system does not report them; wall time beyond CPU time is used instead.
-    """
+    """Voluntary and involuntary context switches of this thread; zero if they are not reported."""
     if sys.platform != "linux":
         return 0, 0
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_THREAD)
     return usage.ru_nvcsw, usage.ru_nivcsw
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Disable Python's garbage collector."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

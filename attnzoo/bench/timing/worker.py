@@ -14,60 +14,63 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+Steps = dict[str, Callable[[], Any]]
+
 
 def main() -> None:
     """Answer requests until there are no more."""
-    import sample  # type: ignore[import-not-found]  # beside this file, which is no package here
+    import sample  # type: ignore[import-not-found]  # beside this script
 
     sys.path[:1] = sys.argv[1:2]  # in place of this file's folder
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what blocks print is no answer
-    attnzoo = importlib.import_module("attnzoo")  # of that version, whatever this file is part of
-    steps: dict[str, Callable[[], Any]] = {}
+    os.dup2(2, 1)  # what blocks print goes to standard error
+    attnzoo = importlib.import_module("attnzoo")  # the measured version
+    steps: Steps = {}
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if request["do"] == "load":
-                steps, params = load(attnzoo, request)
+            if "load" in request:
+                steps, params = load(attnzoo, **request["load"])
                 calls = {name: sample.calls_per_sample(step) for name, step in steps.items()}
                 where = str(Path(str(attnzoo.__file__)).resolve())
                 answer = {"calls": calls, "params": params, "from": where}
             else:
                 step, calls = steps[request["pass"]], request["calls"]
                 answer = {"seconds": sample.times(sample.burst(step, calls, 0.0, request["count"]))}
-        except Exception as error:  # a block may raise anything; the other side says so too
+        except Exception as error:  # a block may raise anything, which the request's sender reports
             answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def load(attnzoo: Any, request: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], int]:
+def load(
+    attnzoo: Any, block: str, config: Any, inputs: str, device: str, dtype: str, threads: int
+) -> tuple[Steps, int]:
     """A block's forward pass and training step, both warm, and its number of parameters."""
     import torch
 
-    torch.set_num_threads(request["threads"])
-    device, dtype = torch.device(request["device"]), getattr(torch, request["dtype"])
-    block = attnzoo.build(request["block"], **request["config"], device=device, dtype=dtype)
+    torch.set_num_threads(threads)
+    module = attnzoo.build(block, **config, device=device, dtype=getattr(torch, dtype))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in block.parameters():
+        for p in module.parameters():
             summed = p[0].numel() if p.ndim > 1 and len(p) else 1
             noise = torch.randn(p.shape, generator=generator).to(p)
             p.add_(noise, alpha=min(0.1, summed**-0.5))
-    positional, keywords = torch.load(request["inputs"], map_location=device)
-    wanted = [*tensors(positional), *tensors(list(keywords.values())), *block.parameters()]
+    positional, keywords = torch.load(inputs, map_location=device)
+    wanted = [*tensors([*positional, *keywords.values()]), *module.parameters()]
     wanted = [t for t in wanted if t.requires_grad]
 
-    def outputs() -> list[Any]:
-        found = list(tensors(block.train()(*positional, **keywords)))
-        return [t for t in found if t.requires_grad]
-
     def settle() -> None:
-        if device.type == "cuda":
+        if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
+
+    def outputs() -> list[Any]:
+        found = tensors([module.train()(*positional, **keywords)])
+        return [t for t in found if t.requires_grad]
 
     def forward() -> None:
         with torch.inference_mode():
-            block.eval()(*positional, **keywords)
+            module.eval()(*positional, **keywords)
         settle()
 
     def training() -> None:
@@ -77,8 +80,7 @@ def load(attnzoo: Any, request: dict[str, Any]) -> tuple[dict[str, Callable[[], 
     grads = [torch.randn_like(t) for t in outputs()]
     for step in (forward, training, forward, training):
         step()
-    count = sum(p.numel() for p in block.parameters())
-    return {"forward": forward, "training": training}, count
+    return {"forward": forward, "training": training}, sum(p.numel() for p in module.parameters())
 
 
 def tensors(value: Any) -> Iterator[Any]:

@@ -1,17 +1,17 @@
-"""Two result files: counts exactly, memory beyond a tolerance, times only where they moved far."""
+"""Compares two result files: counts exactly, memory and times with a tolerance."""
 
 import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..report.rows import label
+from ..report.table import label
 from ..row import Result, Row
 from . import Change
 
-TIMES_PAST = 0.25  # how far two runs of unchanged code are apart on a busy machine
-MACHINE = ("device", "device_name", "threads", "torch", "python")  # alike, or nothing is compared
-SETTINGS = ("dtype", "autocast", "channels_last", "mode")
+TIMES_PAST = 0.25  # by which runs of unchanged code may differ on a busy machine
+MACHINE = ("device", "device_name", "threads", "torch", "python")  # must be the same
+SETTINGS = ("dtype", "autocast", "channels_last", "mode")  # some rows must share them
 TIMES = ("latency_forward_ms", "latency_training_ms")
 MEMORY = ("memory_saved_bytes", "memory_peak_bytes")
 COUNTS = ("params", "macs", "macs_executed", "elementwise", "bytes_forward", "bytes_training")
@@ -36,14 +36,14 @@ def compare(
     if not rows_a.keys() & rows_b.keys():
         raise ValueError("A and B have no row in common: other blocks, configs or shapes")
     pairs = [(rows_a.get(key), rows_b.get(key)) for key in {**rows_a, **rows_b}]
-    measured = [row.to_json() for pair in pairs for row in pair[:1] if isinstance(row, Row)]
+    measured = [row.to_json() for row in a if isinstance(row, Row)]
     return [change for pair in pairs for change in _changes(*pair, measured, tolerance)]
 
 
 def differing(a: Sequence[Result], b: Sequence[Result]) -> dict[str, tuple[str, str]]:
     """Machine, versions and settings in which two runs differ, with each side's values.
 
-    attnzoo's own version is not among them: two versions of it are what one compares.
+    The version of attnzoo is not among them, since that is what is compared.
     """
     found = {}
     for name in (*MACHINE, *SETTINGS):
@@ -54,7 +54,6 @@ def differing(a: Sequence[Result], b: Sequence[Result]) -> dict[str, tuple[str, 
 
 
 def _by_key(side: str, rows: Sequence[Result], keys: Sequence[str]) -> dict[str, Result]:
-    """Rows by what they have in common with the other run's."""
     found: dict[str, Result] = {}
     for row in rows:
         key = json.dumps([row.identity().get(name) for name in keys], sort_keys=True)
@@ -67,25 +66,27 @@ def _by_key(side: str, rows: Sequence[Result], keys: Sequence[str]) -> dict[str,
 def _changes(
     a: Result | None, b: Result | None, rows: list[dict[str, Any]], tolerance: float
 ) -> Iterator[Change]:
-    known = a if isinstance(a, Row) or b is None else b
-    if not (isinstance(a, Row) and isinstance(b, Row)):
-        if a is None or b is None:
-            verdict = "added" if a is None else "gone"
-        else:
-            verdict = "fails" if isinstance(a, Row) else "works" if isinstance(b, Row) else "same"
-        yield Change(known.block if known else "", "row", None, None, verdict)
+    if isinstance(a, Row) and isinstance(b, Row):
+        before, after = a.to_json(), b.to_json()
+        name = label(before, [*rows, before])
+        for quantity in (*TIMES, *MEMORY, *COUNTS, *TRAINING):
+            x, y = before[quantity], after[quantity]
+            yield Change(name, quantity, x, y, _verdict(quantity, x, y, tolerance))
         return
-    before, after = a.to_json(), b.to_json()
-    name = label(before, rows)
-    for quantity in (*TIMES, *MEMORY, *COUNTS, *TRAINING):
-        x, y = before[quantity], after[quantity]
-        if x is None or y is None:
-            verdict = "same" if x == y else "added" if x is None else "gone"
-        elif quantity in TIMES:
-            far = abs(math.log(y / x)) > math.log1p(max(TIMES_PAST, tolerance))
-            verdict = "same" if not far else "slower" if y > x else "faster"
-        else:
-            verdict = "same" if x == y else "more" if y > x else "less"
-            if quantity in MEMORY and y > x * (1 + tolerance):
-                verdict = "larger"
-        yield Change(name, quantity, x, y, verdict)
+    if a is None or b is None:
+        verdict = "added" if a is None else "gone"
+    else:
+        verdict = "fails" if isinstance(a, Row) else "works" if isinstance(b, Row) else "same"
+    known = b if a is None else a
+    yield Change(known.block if known else "", "row", None, None, verdict)
+
+
+def _verdict(quantity: str, a: float | None, b: float | None, tolerance: float) -> str:
+    if a is None or b is None:
+        return "same" if a == b else "added" if a is None else "gone"
+    if quantity in TIMES:
+        far = abs(math.log(b / a)) > math.log1p(max(TIMES_PAST, tolerance))
+        return "same" if not far else "slower" if b > a else "faster"
+    if quantity in MEMORY and b > a * (1 + tolerance):
+        return "larger"
+    return "same" if a == b else "more" if b > a else "less"

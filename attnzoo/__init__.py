@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
     from .blocks.self_self import remove_global_bias
+    from .candidates import survey
     from .insertion import insert, no_weight_decay, remove
     from .integrations.timm import attn_layer
     from .reference import verify
@@ -50,6 +51,7 @@ __all__ = [
     "register",
     "remove",
     "remove_global_bias",
+    "survey",
     "verify",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "adaptive_conv": ".blocks.jbu",
     "pyraformer_mask": ".blocks.pyraformer",
     "remove_global_bias": ".blocks.self_self",
+    "survey": ".candidates",
     "insert": ".insertion",
     "no_weight_decay": ".insertion",
     "remove": ".insertion",

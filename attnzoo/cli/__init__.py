@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, check, compare, list, show, timm, verify
+from . import bench, check, compare, list, show, survey, timm, verify
 
 EPILOG = """\
 examples:
@@ -19,6 +19,7 @@ examples:
   attnzoo timm se 'resnet*'            networks of timm that take the block as attn_layer
   attnzoo verify                       compare every block with results of its authors' code
   attnzoo check my_block.py            test your own module like the package's blocks
+  attnzoo survey timm:resnet18 auto --input 2x3x64x64    each block's cost in a network
 """
 
 
@@ -50,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"attnzoo {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (list, show, bench, compare, timm, verify, check):
+    for command in (list, show, bench, compare, timm, verify, check, survey):
         command.add(commands)
     return parser

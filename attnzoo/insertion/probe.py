@@ -54,7 +54,7 @@ def run(model: nn.Module, matched: Mapping[str, nn.Module], example: Any) -> Run
     args, kwargs = arguments(example)
     traces = {path: ModuleTrace() for path in matched}
     counter = WorkCounter(strict=False)
-    with _state_restored(model), _recorded(model, matched, traces, lambda: counter.work.macs):
+    with state_restored(model), _recorded(model, matched, traces, lambda: counter.work.macs):
         try:
             with torch.no_grad(), mha_in_parts(), counter:
                 model(*args, **kwargs)
@@ -83,7 +83,7 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def _state_restored(model: nn.Module) -> Iterator[None]:
+def state_restored(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode; on exit, restore flags, buffers and random states."""
     modules = [*model.modules()]
     modes = [module.training for module in modules]

@@ -38,12 +38,12 @@ def subjects(spec: Spec) -> list[Subject]:
     if place.endswith(".py"):
         module = _import_file(Path(place))
     elif attribute:
-        module = _import(place)
+        module = import_named(place)
     else:
         block = subject_from(find(target).name, config, example)
         block.build()  # a bad config is the caller's mistake, not the block's
         return [block]
-    found = [_attribute(module, attribute)] if attribute else list(_blocks_of(module, config))
+    found = [attribute_of(module, attribute)] if attribute else list(_blocks_of(module, config))
     if not found:
         raise ValueError(
             f"{target} defines no nn.Module class that takes config={config}; name one: "
@@ -118,14 +118,14 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _import(name: str) -> ModuleType:
+def import_named(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
 
 
-def _attribute(module: ModuleType, name: str) -> Any:
+def attribute_of(module: ModuleType, name: str) -> Any:
     thing = getattr(module, name, None)
     if thing is None or not callable(thing):
         near = messages.nearest(name, [key for key in vars(module) if not key.startswith("_")])

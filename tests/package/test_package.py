@@ -77,6 +77,7 @@ DOCUMENTS = (
     "docs/checking.md",
     "docs/insert.md",
     "docs/networks.md",
+    "docs/survey.md",
 )
 
 

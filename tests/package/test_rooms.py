@@ -19,6 +19,7 @@ ROOMS = [
     "__main__",
     "cli",
     "__init__",  # the public names
+    "candidates",
     "bench",
     "insertion",
     "integrations",

@@ -307,6 +307,21 @@ def utae_aggregator(at: InputSize, **o: Any) -> Counts:
     return 0, at.steps * (o["c"] or 1) * at.height * at.width
 
 
+def tsvit(at: InputSize, **o: Any) -> Counts:
+    """The product with the one-hot dates counts, and every token of the last layer."""
+    D, K, p, c, i = o["dim"], o["num_classes"], o["patch_size"], o["c"], o["heads"] * o["dim_head"]
+    P, T, h = (o["image_size"] // p) ** 2, at.steps, int(D * o["mlp_ratio"])
+    depth, wide = o["temporal_depth"] + o["spatial_depth"], not (o["heads"] == 1 and i == D)
+    layer = 2 * D + 3 * D * i + wide * (i * D + D) + 2 * D + 2 * h * D + h + D
+    params = p**2 * c * D + D + 367 * D + K * D + P * D + depth * layer + 6 * D + p**2 * (D + 1)
+
+    def macs(N: int, L: int) -> int:
+        return N * (L * ((3 + wide) * D * i + 2 * h * D) + 2 * L**2 * i)
+
+    stacks = o["temporal_depth"] * macs(P, K + T) + o["spatial_depth"] * macs(K, P)
+    return params, P * T * p**2 * c * D + 366 * T * D + stacks + K * P * D * p**2
+
+
 def u_mixformer(at: InputSize, **o: Any) -> Counts:
     """The joined maps are multiplied at the first one's size."""
     C, D, dim, K = o["dims"], sum(o["dims"]), o["dim"], o["num_classes"]
@@ -324,4 +339,28 @@ def u_mixformer(at: InputSize, **o: Any) -> Counts:
         params += city * (c**2 + 3 * c + 2 * D)
         macs += 2 * Q * c**2 + 2 * M * D * c + 2 * Q * M * c + city * Q * c**2
         macs += N * (2 * c * hidden + 9 * hidden)
+    return params, macs
+
+
+def utae(at: InputSize, **o: Any) -> Counts:
+    """One run of the encoder, over sizes that every level can halve and reflect."""
+    e, n, outs = o["encoder_widths"], len(o["encoder_widths"]), o["out_conv"]
+    d, c, K = o["decoder_widths"] or e, o["c"], 2 ** (n - 1)
+    H, W = (K * max(2, ceil(size / K)) for size in (at.height, at.width))
+    affine = 2 if o["norm"] in ("group", "batch") else 0
+    each = [(c, e[0], 3, 0), (e[0], e[0], 3, 0)]
+    for i, (a, b) in enumerate(pairwise(e)):
+        each += [(a, a, 4, i + 1), (a, b, 3, i + 1), (b, b, 3, i + 1)]
+    shared = [(a, b, 3, 0) for a, b in pairwise((d[0], *outs))]
+    for i, (a, b) in enumerate(pairwise(d)):
+        shared += [(a + e[i], a, 3, i), (a, a, 3, i), (e[i], e[i], 1, i)]
+        shared += [(b, a, 4, i + 1)]  # transposed: its weights act on every pixel it reads
+    low = at._replace(height=H // K, width=W // K)
+    config = {"heads": o["heads"], "d_k": o["d_k"], "mlp": (o["d_model"], e[-1])}
+    config |= {"layout": "image_series", "variant": "utae", "positions": True}
+    params, macs = ltae(low, c=e[-1], d_model=o["d_model"], **config)
+    for layers, steps, norm in ((each, at.steps, affine), (shared, 1, 2)):
+        for a, b, k, level in layers:
+            params += a * b * k**2 + b + norm * b
+            macs += steps * a * b * k**2 * (H * W // 4**level)
     return params, macs

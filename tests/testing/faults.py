@@ -184,6 +184,30 @@ class NoSecondDerivative(Gate):
         return OnceSquare.apply(x) * self.gate(x)
 
 
+class DetachedSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0].detach()
+
+
+@fault("gradgradcheck", "the backward of DetachedSquare is not differentiable")
+class SecondDerivativeLost(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        return DetachedSquare.apply(x) * self.gate(x)
+
+
+@fault("gradcheck", "a branch is detached")
+class DetachedInFloat32(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.detach().float().pow(2).mean(1, keepdim=True).add(1e-6).rsqrt().to(x.dtype)
+        return x * scale * self.gate(x)
+
+
 @fault("gradients", "changed in place")
 class SavedTensorChanged(Gate):
     def forward(self, x: Tensor) -> Tensor:
@@ -403,6 +427,19 @@ class Encoder(nn.Module):
         return x + self.attention(z, z, z, need_weights=False)[0]
 
 
+class Float32Norm(nn.Module):
+    """Right: a norm that is computed in float32 whatever the dtype, and a softmax likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt().to(x.dtype)
+        gate = torch.softmax(x, -1, dtype=torch.float32).to(x.dtype)
+        return F.silu(x * scale * self.weight) * gate
+
+
 class Recurrent(nn.Module):
     """Right: torch's own LSTM, whose state has the batch as its second axis."""
 
@@ -441,6 +478,7 @@ RIGHT: list[tuple[type[nn.Module], Any]] = [
     (WithDropout, image),
     (Attention, sequence),
     (Encoder, sequence),
+    (Float32Norm, sequence),
     (Recurrent, sequence),
     (Tokens, lambda: torch.randint(0, 10, (2, 6))),
     (

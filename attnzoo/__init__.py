@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .blocks.pyraformer import pyraformer_mask
     from .blocks.self_self import remove_global_bias
     from .candidates import survey
-    from .insertion import insert, no_weight_decay, remove
+    from .insertion import apply, insert, no_weight_decay, remove
     from .integrations.timm import attn_layer
     from .reference import verify
     from .registry import (
@@ -39,6 +39,7 @@ __all__ = [
     "InputSize",
     "UnknownBlockError",
     "adaptive_conv",
+    "apply",
     "attn_layer",
     "build",
     "describe",
@@ -63,6 +64,7 @@ _HOMES = {
     "pyraformer_mask": ".blocks.pyraformer",
     "remove_global_bias": ".blocks.self_self",
     "survey": ".candidates",
+    "apply": ".insertion",
     "insert": ".insertion",
     "no_weight_decay": ".insertion",
     "remove": ".insertion",

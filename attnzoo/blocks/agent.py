@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ..ops import leading, weight_decay
 from ..ops.biased_attention import biased_attention
 from ..ops.crop import crop
+from ..ops.grid import scaled_grid
 from ..ops.pooling import adaptive_average
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
@@ -182,16 +183,14 @@ class AgentAttention(nn.Module):
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """H and W of a sequence: those of `window`, or of `window` scaled to this many tokens."""
-        first, (h, w), n = self.class_tokens, self.window, tokens - self.class_tokens
-        if n == h * w:
-            return h, w
-        rows, columns = math.isqrt(max(n, 0) * h // w), math.isqrt(max(n, 0) * w // h)
-        if n <= 0 or rows * columns != n:
+        first, (h, w) = self.class_tokens, self.window
+        size = scaled_grid(tokens - first, self.window)
+        if size is None:
             raise ValueError(
                 f"x has {tokens} tokens (axis T), not {'1 + ' * first}H W of a map shaped like "
                 f"window={self.window}; that takes {first + h * w}, or the window scaled"
             )
-        return rows, columns
+        return size
 
 
 def _resized(grid: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from .. import _torch
 from ..validation import calls
 from . import guard
+from .arrangement import AS_IT_IS, Arrangement
 from .guard import HOST
+from .state import drop_host, keys_as_before, keys_to_the_host
 
 How = Literal["after", "before", "instead"]
 
@@ -27,7 +29,7 @@ class Site(NamedTuple):
     key: str  # the block's child name: attnzoo, attnzoo2, ...
     how: How
     residual: bool
-    axes: tuple[int, int] | None  # channel axis of the network and of the block, where they differ
+    arrangement: Arrangement = AS_IT_IS
 
     @property
     def gain(self) -> str:
@@ -63,8 +65,8 @@ class Inserted(_torch.Facade):
         self.add_module(site.key, block)
         if gain is not None:
             self.register_parameter(site.gain, nn.Parameter(gain))
-        self.register_load_state_dict_pre_hook(_keys_to_the_host)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_keys_as_before)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(keys_to_the_host)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(keys_as_before)  # type: ignore[no-untyped-call]
         vars(self)["attnzoo_site"] = site  # last: from here on attribute access is forwarded
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +121,7 @@ class Inserted(_torch.Facade):
     ) -> Any:
         found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         for entries in (found, _torch.metadata(found)):
-            _drop_name(entries, prefix, HOST)
+            drop_host(entries, prefix)
         return found
 
     def __prepare_scriptable__(self) -> Any:
@@ -161,8 +163,8 @@ class Inserted(_torch.Facade):
         delattr(host(self), name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if self._owns(name):
-            super().register_parameter(name, param)
+        if self._owns(name):  # the matched module's are listed by this one too: not through super
+            self.own_parameters()[name] = param
         else:
             host(self).register_parameter(name, param)
 
@@ -196,7 +198,7 @@ class InsertedSequence(Inserted):
         host(self)[index] = module  # type: ignore[operator]
 
     def __iter__(self) -> Iterator[Any]:
-        """The items; of a sequence, the block goes with the item that it follows or precedes.
+        """The items; the block goes with the item that it follows or precedes.
 
         Gradient checkpointing calls the items of a sequence one by one.
         """
@@ -236,60 +238,13 @@ def gain(site: Inserted) -> Any:
 def _attend(place: Inserted, x: Tensor) -> Tensor:
     """Apply the block to `x`, with the residual and the gain of the site."""
     site = place.attnzoo_site
-    y = with_channels_at(site.axes, getattr(place, site.key), x)
+    y = site.arrangement.apply(getattr(place, site.key), x)
     factor = gain(place)
     if factor is not None:
         return x + factor.to(x.dtype) * (y if site.residual else y - x)  # type: ignore[no-any-return]
     return x + y if site.residual else y
 
 
-def with_channels_at(axes: tuple[int, int] | None, block: nn.Module, x: Tensor) -> Tensor:
-    """Apply the block to `x` with the channel axis moved to the block's, and move it back."""
-    if axes is None:
-        return block(x)  # type: ignore[no-any-return]
-    theirs, ours = axes
-    return block(x.movedim(theirs, ours)).movedim(ours, theirs).contiguous()  # type: ignore[no-any-return]
-
-
 def ignore(module: nn.Module, *_: Any) -> None:
     """A hook that does nothing, but turns off the fast path of `nn.TransformerEncoderLayer`, which
     in eval mode reads the weights of its children and never calls them."""
-
-
-def _drop_name(entries: dict[str, Any], prefix: str, name: str) -> None:
-    """Remove `name` from the keys in which it follows the prefix, in place, keeping the order."""
-    inner = prefix + name
-    for key in [key for key in entries if key.startswith(prefix)]:
-        value, plain = entries.pop(key), key
-        if key == inner or key.startswith(f"{inner}."):
-            plain = (prefix + key[len(inner) + 1 :]).removesuffix(".")
-        entries[plain] = value
-
-
-def _keys_to_the_host(
-    module: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    """Pre-load hook: pass every key that is not the block's to the matched module."""
-    inserted = cast(Inserted, module)
-    site = inserted.attnzoo_site
-    own = (f"{prefix}{site.key}.", f"{prefix}{site.gain}")
-    theirs = [k for k in state_dict if k.startswith(prefix) and not k.startswith(own)]
-    found = {key[len(prefix) :]: state_dict.pop(key) for key in theirs}
-    if site.how != "instead":
-        state_dict.update({f"{prefix}{HOST}.{key}": value for key, value in found.items()})
-    elif found:
-        extra = host(inserted).load_state_dict(found, strict=False).unexpected_keys
-        unexpected.extend(prefix + key for key in extra)
-
-
-def _keys_as_before(module: nn.Module, keys: Any) -> None:
-    """Post-load hook: report missing and unexpected keys as they are named in the state dict."""
-    for names in keys:
-        names[:] = [name.replace(f"{HOST}.", "") for name in names]

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeAlias
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from .host import Inserted, enclosed
 
-Where: TypeAlias = str | re.Pattern[str] | Callable[[str, nn.Module], bool]
+Where: TypeAlias = str | re.Pattern[str] | Callable[[str, nn.Module], bool] | Sequence[str]
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -36,13 +36,20 @@ def ancestors(model: nn.Module, path: str) -> list[nn.Module]:
     return [enclosed(model.get_submodule(".".join(names[:i]))) for i in range(len(names))]
 
 
-def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
+def paths_of(model: nn.Module, module: nn.Module) -> list[str]:
+    """Every path at which a module is."""
+    return [path for path, found in named_modules(model) if found is module]
+
+
+def matches(model: nn.Module, where: Where, shared: bool = False) -> dict[str, nn.Module]:
     """The matched modules by path; of nested matches of a glob, the outermost.
 
+    With `shared` a module at several paths is listed once, at the first of those that match.
+
     Raises:
-        ValueError: nothing matches, a matched module is shared, or matches of a regular
-            expression or callable are nested.
-        TypeError: `where` is none of the three.
+        ValueError: nothing matches, a matched module has several paths and not `shared`, or matches
+            of anything but one glob are nested.
+        TypeError: `where` is none of the four.
     """
     modules: dict[str, nn.Module] = dict(named_modules(model))
     if isinstance(where, nn.Module):
@@ -51,7 +58,10 @@ def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
         ]
         hint = f"; this one is {own[0]}" if own else "; this one is not part of the model"
         raise TypeError(f"where must be a path, not a module ({type(where).__name__}){hint}")
-    matched = _matching_paths(where, modules)
+    if isinstance(where, (list, tuple)):
+        matched = _listed(where, modules)
+    else:
+        matched = _matching_paths(where, modules)
     if not matched:
         raise ValueError(_no_match(where, modules))
     nested = {p for p in matched for other in matched if p.startswith(f"{other}.")}
@@ -63,8 +73,26 @@ def matches(model: nn.Module, where: Where) -> dict[str, nn.Module]:
             "match one of the two"
         )
     found = {path: modules[path] for path in matched if path not in nested}
-    _refuse_shared(modules, found)
-    return found
+    if not shared:
+        _refuse_shared(modules, found)
+    first = {id(module): path for path, module in reversed(found.items())}
+    return {path: module for path, module in found.items() if first[id(module)] == path}
+
+
+def _listed(where: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """The paths of a list, each a path or a glob that matches something, in the network's order."""
+    found: set[str] = set()
+    for item in where:
+        if not isinstance(item, str):
+            raise TypeError(
+                f"where={list(where)!r} must list paths, such as ['layer1', 'layer2.0.bn2'], not a "
+                f"{type(item).__name__}"
+            )
+        matched = _matching_paths(item, modules)
+        if not matched:
+            raise ValueError(_no_match(item, modules))
+        found.update(matched)
+    return [path for path in modules if path in found]
 
 
 def _matching_paths(where: Where, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -75,19 +103,22 @@ def _matching_paths(where: Where, modules: Mapping[str, nn.Module]) -> list[str]
     if callable(where) and not isinstance(where, type):
         return [p for p, module in modules.items() if p and where(p, enclosed(module))]
     raise TypeError(
-        f"where={where!r} must be a glob string, an re.Pattern of str or a callable (path, module) "
-        f"-> bool, such as lambda path, module: isinstance(module, nn.Conv2d), not "
+        f"where={where!r} must be a glob string, a list of them, an re.Pattern of str or a "
+        f"callable (path, module) -> bool, such as lambda path, module: isinstance(module, "
+        f"nn.Conv2d), not "
         f"{type(where).__name__}"
     )
 
 
 def _no_match(where: Where, modules: Mapping[str, nn.Module]) -> str:
     text = f"where={_shown(where)} matches none of the model's {len(modules) - 1} modules"
+    if isinstance(where, (list, tuple)):
+        return f"where={where!r} lists no path; list one or more, such as ['layer1', 'layer2']"
     if where == "":
         return f"{text}; the model itself cannot be replaced in place"
     if callable(where):
         return f"{text}; list(model.named_modules()) shows what there is"
-    word = where if isinstance(where, str) else where.pattern
+    word = where.pattern if isinstance(where, re.Pattern) else str(where)
     near = get_close_matches(word, [p for p in modules if p], n=3, cutoff=0)
     return f"{text}; the nearest paths are {', '.join(map(repr, near))}"
 
@@ -105,6 +136,6 @@ def _refuse_shared(modules: Mapping[str, nn.Module], found: Mapping[str, nn.Modu
         if len(shared) > 1:
             raise ValueError(
                 f"{path!r} is one module at {len(shared)} paths, {', '.join(map(repr, shared))}; "
-                "a block there would be shared too: give each path a module of its own, such as "
-                "copy.deepcopy's, first"
+                "a block there would be shared too: pass shared=True for that, or give each path a "
+                "module of its own, such as copy.deepcopy's, first"
             )

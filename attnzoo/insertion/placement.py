@@ -1,75 +1,56 @@
-"""The configuration of a block for one place: layout, channels and length of the tensor there."""
+"""What goes to one place: the layout, channels and length of the tensor there, and a trial."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..autograd import reference_forms
-from ..registry import Entry, InputSize, Layout, build, stated_macs
+from ..registry import InputSize, Layout, stated_macs
 from ..validation.tensors import first_sample
-from .host import How, Inserted, Site, enclosed, host, with_channels_at
-from .matching import ancestors
-from .probe import Channels, ModuleTrace, Run
+from .arrangement import Arrangement
+from .host import How, enclosed
+from .inference import InsertOptions, arrangement_of, entered
+from .probe import Call, Channels, Run
+from .recipe import Place
 from .report import Placement
-
-
-class _Standard(NamedTuple):
-    """The channel axis of a layout, and its shape as text."""
-
-    axis: int
-    words: str
-
-
-LAYOUTS: Mapping[Layout, _Standard] = {
-    "image": _Standard(1, "(B, C, H, W)"),
-    "sequence": _Standard(-1, "(B, ..., T, C)"),
-    "image_series": _Standard(2, "(B, T, C, H, W)"),
-}
-
-
-class InsertOptions(NamedTuple):
-    """The options of `insert` that apply to every place."""
-
-    how: How
-    residual: bool
-    zero_init: bool
-    channel_axis: int | None
-    config: Mapping[str, Any]
+from .source import Source
 
 
 class Plan(NamedTuple):
     """Everything needed to build the module that replaces the matched one."""
 
+    place: Place
     placement: Placement
-    site: Site
     device: torch.device | None
     dtype: torch.dtype
-    gain: bool
-    training: bool
-    fused: bool  # inside a layer that reads its children's weights without calling them
 
 
-def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOptions) -> Plan:
-    """Plan the block for one place and test it on the meta device; errors name the place."""
-    module, trace = model.get_submodule(path), run.traces[path]
+def plan(source: Source, model: nn.Module, path: str, run: Run, options: InsertOptions) -> Plan:
+    """Plan the block for one place and try it; errors name the place."""
+    module, calls = model.get_submodule(path), run.traces[path]
     label = f"{path!r} ({type(enclosed(module)).__name__})"
-    x, channels = _tensor(label, trace, options.how)
-    layout = _layout(label, entry, x, options.config)
-    standard = LAYOUTS[layout].axis
-    axis = _axis(label, layout, x, channels, options.channel_axis)
-    axes = None if axis == standard else (axis, standard)
-    config = _config(entry, x.movedim(axis, standard), layout, options.config)
+    _check_count(label, len(calls), options)
+    found = [_tensor(label, call, options.how) for call in calls]
+    x, channels = found[0]
+    layout, arrangement = arrangement_of(label, source, x, channels, run.image, options)
+    inner = entered(label, arrangement, x)
+    config = source.config(inner, layout, options.config)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)
-    block = _built(label, entry, config, x, dtype)
-    _check_call(label, entry, block, x, axes, trace.output if options.how == "instead" else x)
+    device = calls[0].device
+    block = _built(label, source, config, x, dtype, device)
+    for call, (tensor, _) in zip(calls, found, strict=True):
+        like = call.output if options.how == "instead" else tensor
+        _check_call(label, source, block, tensor, arrangement, like, device)
     parameters = sum(p.numel() for p in block.parameters()) + options.zero_init
-    macs = _macs(block, layout, x.movedim(axis, standard))
+    macs = sum(_macs(block, layout, entered(label, arrangement, tensor)) for tensor, _ in found)
     if options.how == "instead":
         parameters -= sum(p.numel() for p in module.parameters())
-        macs -= trace.macs // run.batch
+        macs -= sum(call.macs for call in calls) // run.batch
+    place = Place(
+        path, source.name, config, options.how, options.residual, options.zero_init, arrangement
+    )
     placement = Placement(
         path=path,
         how=options.how,
@@ -78,137 +59,89 @@ def plan(entry: Entry, model: nn.Module, path: str, run: Run, options: InsertOpt
         shape=tuple(x.shape),
         parameters=parameters,
         macs=macs,
+        recipe=place.as_json(),
     )
-    return Plan(
-        placement=placement,
-        site=Site(_key(module), options.how, options.residual, axes),
-        device=trace.device,
-        dtype=dtype,
-        gain=options.zero_init,
-        training=model.training,
-        fused=any(isinstance(m, nn.TransformerEncoderLayer) for m in ancestors(model, path)),
-    )
+    return Plan(place, placement, device, dtype)
 
 
-def _tensor(label: str, trace: ModuleTrace, how: How) -> tuple[Tensor, Channels | None]:
-    """The tensor that the block takes at a place, and the channels of the last layer before it."""
-    if trace.calls != 1:
+def _check_count(label: str, calls: int, options: InsertOptions) -> None:
+    if calls == 0:
+        hint = "" if options.train else "; where training calls it, pass train=True"
+        mode = "train" if options.train else "eval"
         raise ValueError(
-            f"{label} is called {trace.calls} times in a run of the model on example_input; a "
-            "block goes where a module is called once"
+            f"{label} is called 0 times in a run of the model on example_input in {mode} mode{hint}"
         )
-    output, inputs = trace.output, trace.arguments
+    if calls > 1 and not options.shared:
+        raise ValueError(
+            f"{label} is called {calls} times in a run of the model on example_input; pass "
+            "shared=True for one block that acts at every call, or match a module called once"
+        )
+
+
+def _tensor(label: str, call: Call, how: How) -> tuple[Tensor, Channels | None]:
+    """The tensor that the block takes in a call, and the channels of the last layer before it."""
+    output, inputs = call.output, call.arguments
     if how != "before" and not isinstance(output, Tensor):
         raise ValueError(
             f"{label} returns a {type(output).__name__}, and a block takes one tensor; match a "
             "module inside it that returns a tensor"
         )
-    if how != "after" and not (trace.positional and isinstance(inputs[0], Tensor)):
+    if how != "after" and not (call.positional and isinstance(inputs[0], Tensor)):
         raise ValueError(f"{label} has no tensor as its first argument, which how={how!r} needs")
     if how == "instead" and sum(isinstance(value, Tensor) for value in inputs) > 1:
         raise ValueError(f"{label} is called with several tensors; a block instead takes one")
     x = output if how == "after" else inputs[0]
     if not x.is_floating_point():
         raise ValueError(f"{label} has a tensor of {x.dtype} there; a block takes floating ones")
-    return x, trace.channels_out if how == "after" else trace.channels_in
-
-
-def _layout(label: str, entry: Entry, x: Tensor, config: Mapping[str, Any]) -> Layout:
-    """The layout given as `layout=`, else the block's first one with this number of axes."""
-    asked = config.get("layout")
-    for layout, fits in (
-        ("image", x.ndim == 4),
-        ("image_series", x.ndim == 5),
-        ("sequence", x.ndim >= 3),
-    ):
-        if layout in entry.layouts and fits and asked in (None, layout):
-            return layout
-    takes = " or ".join(LAYOUTS[layout].words for layout in entry.layouts if layout in LAYOUTS)
-    raise ValueError(
-        f"{label} has a tensor of shape {tuple(x.shape)} there, {x.ndim} axes; {entry.name!r} "
-        f"takes {takes}" + (f", and layout={asked!r} was asked for" if asked is not None else "")
-    )
-
-
-def _axis(
-    label: str, layout: Layout, x: Tensor, channels: Channels | None, asked: int | None
-) -> int:
-    """The channel axis: the requested one, else the one whose size matches the last layer's."""
-    standard = LAYOUTS[layout].axis
-    if asked is not None:
-        return _asked_axis(label, standard, x, asked)
-    legal = [1, 2, -1] if layout == "image_series" else [1, -1]
-    at = [axis for axis in legal if channels is not None and x.shape[axis] == channels.count]
-    if channels is None or not at or (standard in at and (len(at) == 1 or channels.axis is None)):
-        axis = standard
-    else:
-        axis = channels.axis if channels.axis in at else at[0]
-    if layout == "sequence" and axis == 1 and x.ndim == 4:
-        raise ValueError(
-            f"{label} has a map (B, C, H, W) of shape {tuple(x.shape)} there, and the block takes "
-            f"{LAYOUTS[layout].words}; channel_axis=1 takes it as (B, C, N, T) all the same"
-        )
-    return axis
-
-
-def _asked_axis(label: str, standard: int, x: Tensor, asked: int) -> int:
-    if isinstance(asked, bool) or not isinstance(asked, int):
-        raise TypeError(f"channel_axis={asked!r} must be an int or None")
-    if not -x.ndim <= asked < x.ndim or asked % x.ndim == 0:
-        raise ValueError(
-            f"channel_axis={asked} is no axis of channels of {label}, whose tensor has shape "
-            f"{tuple(x.shape)}; take 1 or -1"
-        )
-    return standard if (asked - standard) % x.ndim == 0 else asked
-
-
-def _config(entry: Entry, x: Tensor, layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `build`: the given ones, and `c`, `layout` and `length` from the tensor."""
-    known = entry.signature.parameters
-    found: dict[str, Any] = {"c": x.shape[LAYOUTS[layout].axis], **config}
-    if "layout" in known:
-        found["layout"] = layout
-    if "length" in known and layout != "image":
-        found.setdefault("length", x.shape[1 if layout == "image_series" else -2])
-    return found
+    return x, call.channels_out if how == "after" else call.channels_in
 
 
 def _built(
-    label: str, entry: Entry, config: dict[str, Any], x: Tensor, dtype: torch.dtype
+    label: str,
+    source: Source,
+    config: dict[str, Any],
+    x: Tensor,
+    dtype: torch.dtype,
+    device: torch.device | None,
 ) -> nn.Module:
-    """The block on the meta device, in eval mode."""
+    """The block in eval mode: on the meta device, where a trial costs nothing, or a copy of a
+    module, which may not run there."""
     try:
-        return build(entry.name, **config, device="meta", dtype=dtype).eval()
+        return source.make(config, "meta" if source.entry else device, dtype).eval()
     except ValueError as error:
-        raise _refused(label, entry, x, error) from error
+        raise _refused(label, source, x, error) from error
 
 
 def _check_call(
     label: str,
-    entry: Entry,
+    source: Source,
     block: nn.Module,
     x: Tensor,
-    axes: tuple[int, int] | None,
+    arrangement: Arrangement,
     like: Tensor,
+    device: torch.device | None,
 ) -> None:
     """Raises ValueError unless the block takes `x` and returns a tensor of the shape of `like`."""
+    kinds = ValueError if source.entry else Exception
+    x = x if source.entry else torch.zeros(x.shape, dtype=x.dtype, device=device)
     try:
         with torch.no_grad(), reference_forms():
-            y = with_channels_at(axes, block, x)
-    except ValueError as error:
-        raise _refused(label, entry, x, error) from error
+            y = block(arrangement.enter(x))
+            y = arrangement.leave(y, x) if isinstance(y, Tensor) else y
+    except kinds as error:
+        raise _refused(label, source, x, error) from error
     if not isinstance(y, Tensor) or y.shape != like.shape:
         found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
-            f"{label}: {entry.name!r} makes {found} of {tuple(x.shape)}, and the network goes on "
+            f"{label}: {source.name!r} makes {found} of {tuple(x.shape)}, and the network goes on "
             f"with {tuple(like.shape)}"
         )
 
 
-def _refused(label: str, entry: Entry, x: Tensor, error: ValueError) -> ValueError:
+def _refused(label: str, source: Source, x: Tensor, error: Exception) -> ValueError:
     shape = tuple(x.shape)
     return ValueError(
-        f"{label} has shape {shape} there, which {entry.name!r} does not take: {error}"
+        f"{label} has shape {shape} there, which {source.name!r} does not take: {error}"
     )
 
 
@@ -223,12 +156,6 @@ def _macs(block: nn.Module, layout: Layout, x: Tensor) -> int:
     if stated is not None:  # of one sequence; further leading axes add sequences
         return stated * (math.prod(x.shape[1:-2]) if layout == "sequence" else 1)
     with torch.no_grad(), reference_forms():
-        return counter.count(lambda: block(first_sample(x)), strict=False).macs
-
-
-def _key(module: nn.Module) -> str:
-    """`attnzoo`, with a number appended if the place already has inserted blocks."""
-    depth = 1
-    while isinstance(module, Inserted):
-        depth, module = depth + 1, host(module)
-    return "attnzoo" if depth == 1 else f"attnzoo{depth}"
+        weight = next(block.parameters(), x)
+        x = torch.zeros_like(first_sample(x), device=weight.device)
+        return counter.count(lambda: block(x), strict=False).macs

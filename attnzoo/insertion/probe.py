@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,51 +21,58 @@ class Channels:
 
 
 @dataclass
-class ModuleTrace:
-    """What the run recorded of one matched module."""
+class Call:
+    """What the run recorded of one call of a matched module."""
 
-    calls: int = 0
-    arguments: tuple[Any, ...] = ()  # tensors as copies on the meta device, positional ones first
-    positional: int = 0
+    arguments: tuple[Any, ...]  # tensors as copies on the meta device, positional ones first
+    positional: int
+    channels_in: Channels | None  # of the last layer that ran before the call
+    macs: int  # multiply-adds; those of all before it, until it returns
     output: Any = None
     device: torch.device | None = None
-    channels_in: Channels | None = None  # of the last layer that ran before the call
-    channels_out: Channels | None = None  # and of the last one before its return
-    macs: int = 0
-    _before: int = field(default=0, repr=False)
+    channels_out: Channels | None = None  # of the last layer before its return
 
 
 class Run(NamedTuple):
     """What was recorded in one call of the network."""
 
-    traces: dict[str, ModuleTrace]
+    traces: dict[str, list[Call]]  # by path, the calls in their order
     macs: int  # multiply-adds of the whole batch
     batch: int
     uncounted: tuple[str, ...]  # operators without a cost formula
+    image: tuple[int, int]  # height and width of the first image of the input, (1, 1) without one
 
 
-def run(model: nn.Module, matched: Mapping[str, nn.Module], example: Any) -> Run:
-    """Call the network once in eval mode, without gradients, and restore its state.
+def run(
+    model: nn.Module, matched: Mapping[str, nn.Module], example: Any, train: bool = False
+) -> Run:
+    """Call the network once, in eval or train mode and without gradients, and restore its state.
 
     Raises `ValueError` if the call fails.
     """
     from ..cost.counter import WorkCounter, mha_in_parts  # not needed to import the package
 
     args, kwargs = arguments(example)
-    traces = {path: ModuleTrace() for path in matched}
+    traces: dict[str, list[Call]] = {path: [] for path in matched}
     counter = WorkCounter(strict=False)
-    with state_restored(model), _recorded(model, matched, traces, lambda: counter.work.macs):
+    with (
+        state_restored(model, train),
+        _recorded(model, matched, traces, lambda: counter.work.macs),
+    ):
         try:
             with torch.no_grad(), mha_in_parts(), counter:
                 model(*args, **kwargs)
         except Exception as error:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors(args, kwargs))
+            hint = "; BatchNorm takes two samples or more with train=True" if train else ""
             raise ValueError(
                 f"the model does not take example_input of shape {shapes}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{hint}"
             ) from error
     batch = next((t.shape[0] for t in tensors(args, kwargs) if t.ndim), 1)
-    return Run(traces, counter.work.macs, max(batch, 1), tuple(sorted(counter.uncounted)))
+    image = next(((t.shape[2], t.shape[3]) for t in tensors(args, kwargs) if t.ndim == 4), (1, 1))
+    uncounted = tuple(sorted(counter.uncounted))
+    return Run(traces, counter.work.macs, max(batch, 1), uncounted, image)
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -83,8 +90,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def state_restored(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode; on exit, restore flags, buffers and random states."""
+def state_restored(model: nn.Module, train: bool = False) -> Iterator[None]:
+    """Put the model in that mode; on exit, restore flags, buffers and random states."""
     modules = [*model.modules()]
     modes = [module.training for module in modules]
     buffers = [
@@ -98,7 +105,7 @@ def state_restored(model: nn.Module) -> Iterator[None]:
     kinds = {device.type for device in devices} or {"cuda"}
     try:
         with torch.random.fork_rng(list(devices), device_type=kinds.pop()):
-            model.eval()
+            model.train(train)
             for encoder in encoders:  # in eval mode they pack padded batches as nested tensors
                 encoder.use_nested_tensor = False
             yield
@@ -110,7 +117,8 @@ def state_restored(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, copy, version in buffers:
                 setattr(module, name, buffer)
-                if _torch.version(buffer) != version or version < 0:
+                # BatchNorm of torch 2.6 writes its statistics without counting that.
+                if train or _torch.version(buffer) != version or version < 0:
                     buffer.copy_(copy)
 
 
@@ -118,7 +126,7 @@ def state_restored(model: nn.Module) -> Iterator[None]:
 def _recorded(
     model: nn.Module,
     matched: Mapping[str, nn.Module],
-    traces: Mapping[str, ModuleTrace],
+    traces: Mapping[str, list[Call]],
     macs: Callable[[], int],
 ) -> Iterator[None]:
     """Register hooks that fill in the traces; they are removed on exit."""
@@ -127,15 +135,15 @@ def _recorded(
     def after_layer(module: nn.Module, _: Any, output: Any) -> None:
         last[0] = _channels(module)
 
-    def before(trace: ModuleTrace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        trace.calls += 1
-        trace.arguments = tuple(map(_to_meta, (*args, *kwargs.values())))
-        trace.positional, trace.channels_in, trace._before = len(args), last[0], macs()
+    def before(calls: list[Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = tuple(map(_to_meta, (*args, *kwargs.values())))
+        calls.append(Call(values, len(args), last[0], macs()))
 
-    def after(trace: ModuleTrace, output: Any) -> None:
-        trace.output, trace.channels_out = _to_meta(output), last[0]
-        trace.device = next((t.device for t in tensors(output)), trace.device)
-        trace.macs = macs() - trace._before
+    def after(calls: list[Call], output: Any) -> None:
+        call = calls[-1]
+        call.output, call.channels_out = _to_meta(output), last[0]
+        call.device = next((t.device for t in tensors(output)), None)
+        call.macs = macs() - call.macs
 
     handles = [m.register_forward_hook(after_layer) for m in model.modules() if _channels(m)]
     for path, module in matched.items():

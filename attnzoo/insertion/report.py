@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..registry import Layout
+from ..registry import JSON, Layout
 from .host import How
 
 
@@ -19,6 +19,7 @@ class Placement:
     shape: tuple[int, ...]  # of the tensor that the block takes, in the traced run
     parameters: int  # added; for "instead", minus those of the replaced module
     macs: int  # multiply-adds added to one sample's forward pass, likewise
+    recipe: dict[str, JSON]  # what `attnzoo.apply` reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class Insertion:
     def macs(self) -> int:
         """Multiply-adds added to one sample's forward pass in all."""
         return sum(p.macs for p in self.placements)
+
+    @property
+    def recipe(self) -> list[dict[str, JSON]]:
+        """The insertion as JSON: `attnzoo.apply(model, recipe)` puts the same blocks back."""
+        return [p.recipe for p in self.placements]
 
     def __str__(self) -> str:
         rows = [("", "where", "shape", "parameters", "MACs", "config")]

@@ -378,6 +378,9 @@ def test_zero_init_starts_as_the_network_and_learns(how: Any, residual: bool) ->
         residual=residual,
     )
     assert torch.equal(net(IMAGES), before)
+    keys = [key for key in net.state_dict() if "attnzoo" not in key]
+    net.load_state_dict(net.state_dict())
+    assert keys == [*attnzoo.remove(copy.deepcopy(net)).state_dict()]
     gains = [p for name, p in net.named_parameters() if name.endswith("attnzoo_gain")]
     blocks = [p for name, p in net.named_parameters() if ".attnzoo." in name]
     assert len(gains) == 2

@@ -250,6 +250,7 @@ def test_averages_of_weights_take_every_parameter_once(kind: str, how: Any) -> N
     (ema.update_parameters if kind == "torch" else ema.update)(net)
     now, found = net.state_dict(), ema.module.state_dict()
     assert [*found] == [*start] == [*now]
+    assert dict(net.named_parameters()).keys() <= found.keys()
     buffers = dict(net.named_buffers())
     for key, value in found.items():
         if key not in buffers:

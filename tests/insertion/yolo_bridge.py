@@ -17,7 +17,11 @@ import attnzoo
 import attnzoo.integrations.ultralytics
 from attnzoo.registry import find
 
-IMAGE = attnzoo.names(layout="image")
+IMAGE = [
+    name
+    for name in attnzoo.names(layout="image")
+    if find(name).family not in ("network", "upsampler")  # those change the map
+]
 PLACE = 10  # behind the backbone's last layer
 
 

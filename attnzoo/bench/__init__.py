@@ -1,14 +1,13 @@
-"""The benchmark behind `attnzoo bench`, `attnzoo compare` and `attnzoo.measure`; imported lazily.
+"""The benchmark behind `attnzoo bench`, `attnzoo compare` and `attnzoo.measure`.
 
 job (what to measure) -> run (build, check, count, time) -> row -> store -> report/.
-timing/ has the clock and the roofline; compare/ compares two checkouts or two result files.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .job import Settings
     from .row import Row
-    from .settings import Settings
 
 
 def measure(name: str, *args: Any, settings: "Settings | None" = None, **keywords: Any) -> "Row":
@@ -19,12 +18,9 @@ def measure(name: str, *args: Any, settings: "Settings | None" = None, **keyword
     Args:
         name: a name of `attnzoo.names()`.
         *args: the channels `c`, by position.
-        settings: all benchmark settings at once; needed only if the block has an argument of the
-            same name as a setting.
-        **keywords: arguments of the block, and settings of the benchmark: device, dtype, autocast,
-            channels_last, mode, threads, cold, batch, size, steps, min_time (see
-            `attnzoo.bench.settings.Settings`). Without arguments of the block, its registered
-            example is measured.
+        settings: needed only if the block has an argument of the same name as a setting.
+        **keywords: arguments of the block, and fields of `attnzoo.bench.job.Settings`. Without
+            arguments of the block, its registered example is measured.
 
     Raises:
         ValueError, TypeError: as `build`, or the device, dtype or mode is not available here.
@@ -32,10 +28,8 @@ def measure(name: str, *args: Any, settings: "Settings | None" = None, **keyword
     """
     from ..registry import find
     from . import job, run
-    from .settings import split
 
-    entry = find(name)
-    config, chosen = split(entry, keywords, settings)
+    config, chosen = job.split(find(name), keywords, settings)
     if config or args:
         return run.row(job.configured_job(name, args, config, chosen))
     return run.row(job.example_job(name, {}, chosen))

@@ -1,7 +1,6 @@
 """Correctness before time: a block is timed only after its results match a float64 reference."""
 
 import copy
-import gc
 import math
 from typing import Any
 
@@ -14,12 +13,12 @@ from ..reference.closeness import Tensors, half_the_digits
 from ..registry import Entry, build
 from ..testing import gradcheck
 from ..testing.inputs import arguments, leaves, tensors
+from ..testing.memory import kept_bytes
 from ..testing.rounding import errors_beyond_rounding
 from ..testing.step import finite
-from .passes import Bound, Pass
-from .settings import Settings
+from .job import Settings
+from .passes import Bound
 
-CALLS = 4  # that must each keep more memory before it counts as a leak
 Results = dict[str, Tensors]  # by kind and name
 
 
@@ -69,27 +68,13 @@ class Checker:
         Raises WrongResultError, naming what is wrong.
         """
         self._compared(train=False)
-        gc.collect()
-        gc.freeze()  # so that only objects made from now on are listed
-        try:
-            for one in self.bound.passes:
-                self._require_steady(one)
-        finally:
-            gc.unfreeze()
-
-    def _require_steady(self, one: Pass) -> None:
-        """Raise unless one of a few calls keeps no more memory than the call before it."""
-        before = _live_bytes(self.settings)
-        with one.ready() as step:
-            for _ in range(CALLS):
+        for one in self.bound.passes:
+            with one.ready() as step:
                 if not finite(step()):
                     raise self._wrong("its results are not finite after many calls")
-                grown = _live_bytes(self.settings) - before
-                before += grown
-                if grown <= 0:
-                    return
-        when = "training step" if one.train else "call"
-        raise self._wrong(f"it keeps {grown:,} bytes more with every {when}")
+                if grown := kept_bytes(step, self.settings.device):
+                    when = "training step" if one.train else "call"
+                    raise self._wrong(f"it keeps {grown:,} bytes more with every {when}")
 
     def _compared(self, train: bool) -> float:
         """The largest error of one pass. Raises WrongResultError if it is past the limit."""
@@ -156,13 +141,3 @@ class Checker:
 
     def _wrong(self, reason: str) -> WrongResultError:
         return WrongResultError(f"{self.name} is not timed: {reason}")
-
-
-def _live_bytes(settings: Settings) -> int:
-    """Bytes of the tensors that are alive; on the CPU, of those that the collector lists."""
-    gc.collect()
-    if settings.kind == "cuda":
-        return torch.cuda.memory_allocated(settings.device)
-    # By `type`: `isinstance` can be overridden by the objects of other libraries.
-    found = (t for t in gc.get_objects() if issubclass(type(t), Tensor))
-    return sum(t.numel() * t.element_size() for t in found if t.layout == torch.strided)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..registry import Entry, Inputs
 from ..testing.gradcheck import derived
 from ..testing.inputs import arguments, tensors
-from .settings import Settings
+from .job import Settings
 from .timing import cuda
 
 WHOLE_GRAPH = "torch.compile(fullgraph=True)"
@@ -49,7 +49,9 @@ class Bound:
 
     def __init__(self, entry: Entry, block: nn.Module, inputs: Inputs, settings: Settings) -> None:
         self.block, self.inputs, self.settings = block, inputs, settings
-        self.wanted = _differentiated(block, inputs)
+        leaves = {f"input {i}": t for i, t in enumerate(tensors(inputs))}
+        leaves |= {f"the parameter {key}": p for key, p in block.named_parameters()}
+        self.wanted = {f"gradient of {k}": t for k, t in leaves.items() if t.requires_grad}
         self.grads: list[Tensor] = []  # fixed gradients of the outputs, drawn by the first call
         compiled = settings.mode == "compiled"
         self.eager = self._passes(block)
@@ -78,15 +80,6 @@ class Bound:
             return output, derived(output, list(self.wanted.values()), self.grads)
 
         return Passes(Pass(self.block, False, forward), Pass(self.block, True, training))
-
-
-def _differentiated(block: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """The leaves that a training step differentiates, by the name of their gradient."""
-    wanted = {f"gradient of input {i}": t for i, t in enumerate(tensors(inputs)) if t.requires_grad}
-    for key, parameter in block.named_parameters():
-        if parameter.requires_grad:
-            wanted[f"gradient of the parameter {key}"] = parameter
-    return wanted
 
 
 def _compiled(entry: Entry, block: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ class Column:
 
     title: str
     means: str
-    format: Callable[[PlainRow, str], str]  # of a row and the key of the value in it
+    format: Callable[[PlainRow, str], str]  # of a row and a key
     priority: int = 0  # in a terminal: 1 is shown first; 0 only when asked for
     key: str = ""
 
@@ -164,16 +164,10 @@ class Row(Identity):
     latency_training: Latency = column("fwd+bwd ms", "forward and backward, train mode", time, 2)
     macs: Total = column("MACs", "multiply-adds of a forward pass as published", count, 3)
     params: Total = column("params", "parameters", count, 3)
-    memory_saved_bytes: Total = column(
-        "saved", "kept by autograd until backward, without parameters, inputs, outputs", size, 5
-    )
+    memory_saved_bytes: Total = column("saved", "kept by autograd between passes", size, 5)
     roof_forward: Roof  # the highest of the lower bounds on the time
-    roof_forward_fraction: float = column(
-        "roof", "the highest lower bound and the fraction of the forward time it explains", bound, 4
-    )
-    bytes_forward: Total = column(
-        "min bytes", "what any implementation must move: input, output, parameters", size, 6
-    )
+    roof_forward_fraction: float = column("roof", "highest bound, and its share", bound, 4)
+    bytes_forward: Total = column("min bytes", "of inputs, outputs and parameters", size, 6)
     memory_peak_bytes: Total | None = column("peak", "of a training step; CUDA only", size, 5)
     latency_forward_device: Latency | None = column("device ms", "on the device alone", time, 3)
     latency_training_device: Latency | None = column("device fwd+bwd ms", "likewise", time)
@@ -234,12 +228,10 @@ ENDS |= {key: f"_{key}" for key in ("samples", "disturbed", "settled")}
 
 def row_columns() -> list[Column]:
     """The columns of the fields, the row's own before those of its identity."""
-    own = [item for item in fields(Row) if "column" in item.metadata]
-    own.sort(key=lambda item: item.name in Identity.__dataclass_fields__)
-    return [
-        replace(item.metadata["column"], key=item.name + "_ms" * (item.name in LATENCIES))
-        for item in own
-    ]
+    shown = [item for item in fields(Row) if "column" in item.metadata]
+    shown.sort(key=lambda item: item.name in Identity.__dataclass_fields__)
+    keys = [item.name + "_ms" * (item.name in LATENCIES) for item in shown]
+    return [replace(i.metadata["column"], key=k) for i, k in zip(shown, keys, strict=True)]
 
 
 def from_json(data: Mapping[str, Any]) -> Result:

@@ -15,12 +15,12 @@ from ..testing import work
 from ..testing.inputs import leaves, make_inputs, randomize_parameters, tensors, to_channels_last
 from ..validation.tensors import map_tensors
 from .correct import Checker
-from .job import Job
+from .job import Job, Settings
 from .passes import Bound, Passes
 from .row import Latency, Result, Row
-from .settings import Settings
 from .timing import clock, cuda, roofline
 
+Counts = dict[str, counter.WorkCounter]  # by the name of the pass
 KINDS: dict[cuda.Kind, str] = {"wall": "", "device": "_device", "cold": "_cold"}
 
 
@@ -49,11 +49,20 @@ def row(job: Job) -> Row:
         bound = _built(job, entry, config)
         checker = Checker(entry, config, bound, settings)
         error = checker.check()
-        counts = {name: _counted(bound, name) for name in Passes._fields}
+        counts = _counted(bound)
         costs = _costs(bound, counts, settings)
         times = latencies(bound.passes, settings)
         checker.check_again()
-        roofs = _bounds(costs, times, counts, settings)
+        works = {
+            name: roofline.Work(
+                bytes=costs[f"bytes_{name}"],
+                macs=count.work.macs,
+                calls=count.calls if settings.mode == "eager" else 1,
+                seconds=times[f"latency_{name}"].best / 1e3,
+            )
+            for name, count in counts.items()
+        }
+        roofs = roofline.bounds(works, settings)
     published = entry.closed_form(job.at, **config).macs
     return Row(
         block=job.block,
@@ -106,17 +115,16 @@ def load() -> float:
     return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
 
 
-def _counted(bound: Bound, name: str) -> counter.WorkCounter:
-    """What the very call that is timed runs, before compilation."""
-    found = counter.WorkCounter()
-    with getattr(bound.eager, name).ready() as step, counter.mha_in_parts(), found:
-        step()
+def _counted(bound: Bound) -> Counts:
+    """What the very calls that are timed run, before compilation."""
+    found = {name: counter.WorkCounter() for name in Passes._fields}
+    for one, counting in zip(bound.eager, found.values(), strict=True):
+        with one.ready() as step, counter.mha_in_parts(), counting:
+            step()
     return found
 
 
-def _costs(
-    bound: Bound, counts: dict[str, counter.WorkCounter], settings: Settings
-) -> dict[str, Any]:
+def _costs(bound: Bound, counts: Counts, settings: Settings) -> dict[str, Any]:
     """The row's counts and its memory."""
     block, batch = bound.block, next(tensors(bound.inputs)).shape[0]
     with bound.eager.forward.ready() as step:
@@ -124,12 +132,11 @@ def _costs(
     outside = (*block.parameters(), *block.buffers(), *tensors(bound.inputs))
     with dataclasses.replace(bound.recorded.forward, train=True).ready() as step:
         saved = counter.saved_bytes(step, outside)
-    peak = None
+    quoted = peak = None
     if settings.kind == "cuda":
         with bound.recorded.training.ready() as step:
             peak = cuda.peak_bytes(step, settings.device)
-    quoted = None
-    with contextlib.suppress(Exception):  # not installed, or its trace fails
+    with contextlib.suppress(Exception):  # fvcore is not installed, or its trace fails
         quoted = work.fvcore_count(block, bound.inputs)
     forward, training = (count.work for count in counts.values())
     return {
@@ -145,25 +152,6 @@ def _costs(
         "memory_saved_bytes": saved,
         "memory_peak_bytes": peak,
     }
-
-
-def _bounds(
-    costs: dict[str, Any],
-    times: dict[str, Any],
-    counts: dict[str, counter.WorkCounter],
-    settings: Settings,
-) -> dict[str, Any]:
-    """The lower bounds on the time of each pass."""
-    works = {
-        name: roofline.Work(
-            bytes=costs[f"bytes_{name}"],
-            macs=count.work.macs,
-            calls=count.calls if settings.mode == "eager" else 1,
-            seconds=times[f"latency_{name}"].best / 1e3,
-        )
-        for name, count in counts.items()
-    }
-    return roofline.bounds(works, settings)
 
 
 @contextlib.contextmanager

@@ -148,8 +148,7 @@ def run(options: argparse.Namespace) -> int:
 def _jobs(options: argparse.Namespace, here: "Ranks") -> list["Job"]:
     """Every row that is asked for, in order: each block at each point of the grid of options."""
     from ..bench import report
-    from ..bench.job import example_job
-    from ..bench.settings import Settings
+    from ..bench.job import Settings, example_job
 
     report.require_titles(options.columns or ())
     known = registry.names(layout=options.layout, family=options.family)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .common import columns
 
 if TYPE_CHECKING:
-    from ..bench.compare import Change
+    from ..bench.compare.interleave import Change
     from ..bench.compare.versions import Code
 
 EXAMPLES = """\
@@ -78,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _versions(a: "Code", b: "Code", options: argparse.Namespace, tolerance: float) -> int:
     from ..bench.compare import versions
-    from ..bench.job import Job
-    from ..bench.settings import Settings
+    from ..bench.job import Job, Settings
     from ..registry import find, names
 
     settings = Settings(device=options.device, dtype=options.dtype, threads=options.threads)

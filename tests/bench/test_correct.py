@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo import registry
 from attnzoo.bench import correct, job, run
+from attnzoo.bench.job import Settings
 from attnzoo.bench.row import Failure
-from attnzoo.bench.settings import Settings
 from attnzoo.registry import find
 
 

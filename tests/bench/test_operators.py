@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnzoo.bench import job, run
+from attnzoo.bench.job import Settings
 from attnzoo.bench.row import Failure
-from attnzoo.bench.settings import Settings
 from attnzoo.cost import counter, operators
 from attnzoo.registry import find
 from attnzoo.testing.work import work

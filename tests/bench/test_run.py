@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo import cli, registry
-from attnzoo.bench import job, report, runner, settings
+from attnzoo.bench import job, report, runner
+from attnzoo.bench.job import Settings
 from attnzoo.bench.row import Failure, Row, from_json
-from attnzoo.bench.settings import Settings
 from attnzoo.registry import find
 
 SMALL = ("--time", "0.005", "--batch", "2", "--size", "7", "--c", "16")
@@ -67,7 +67,7 @@ def test_a_keyword_that_the_block_has_is_the_blocks() -> None:
         "trend_aware", c=16, heads=2, mode="causal", batch=2, steps=8, min_time=0.005
     )
     assert (row.config["mode"], row.mode) == ("causal", "eager")
-    config, chosen = settings.split(find("se"), {"mode": "compiled", "reduction": 4}, None)
+    config, chosen = job.split(find("se"), {"mode": "compiled", "reduction": 4}, None)
     assert (config, chosen.mode) == ({"reduction": 4}, "compiled")
     with pytest.raises(TypeError, match="reducton"):
         attnzoo.measure("se", c=16, reducton=4)
@@ -80,7 +80,7 @@ def test_default_sizes_are_common_to_a_layout() -> None:
     for name in attnzoo.names():
         one = job.example_job(name, {}, Settings())
         known = one.known()
-        if known["layout"] in settings.SIZES and one.at == settings.SIZES[known["layout"]]:
+        if known["layout"] in job.SIZES and one.at == job.SIZES[known["layout"]]:
             sizes.setdefault(known["layout"], set()).add(str(known["shape"]))
     assert sizes["image"] == {"{'x': [8, 256, 28, 28]}"}
     assert len(sizes["sequence"]) <= 2  # `agent` has images first
@@ -92,7 +92,7 @@ def test_a_block_that_refuses_the_common_size_has_its_own() -> None:
     own = job.configured_job("m_gtu", (8,), {"length": 12, "dropout": 0.0}, Settings())
     assert (own.config["length"], own.known()["shape"]["x"][1:]) == (12, [12, 8])
     wide = job.example_job("m_gtu", {}, Settings())
-    assert (wide.config["length"], wide.at) == (96, settings.SIZES["sequence"])
+    assert (wide.config["length"], wide.at) == (96, job.SIZES["sequence"])
     shape = job.example_job("se", {"c": 48}, Settings(size=9)).known()["shape"]
     assert shape == {"x": [8, 48, 9, 9]}
     again = job.Job.from_json(json.loads(json.dumps(own.to_json())))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from attnzoo.bench import store
+from attnzoo.bench.job import Settings
 from attnzoo.bench.row import Failure, Latency, from_json
-from attnzoo.bench.settings import Settings
 
 from synthetic import row
 
@@ -60,7 +60,7 @@ def test_a_wrong_value_is_named(field: str, value: object, message: str) -> None
         ({"threads": 0}, ValueError, "threads=0 must be at least 1 and at most 1024"),
         ({"device": "meta"}, ValueError, "computes nothing"),
         ({"cold": True}, ValueError, "cold=True needs a CUDA device"),
-        ({"autocast": True}, ValueError, "autocast=True needs dtype='bfloat16'"),
+        ({"autocast": True}, ValueError, "autocast=True needs 'bfloat16'"),
         ({"min_time": float("nan")}, ValueError, "min_time=nan must be finite"),
     ],
 )

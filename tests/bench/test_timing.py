@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from attnzoo.bench.job import Settings
 from attnzoo.bench.passes import Pass, Passes
-from attnzoo.bench.settings import Settings
 from attnzoo.bench.timing import clock, cuda, roofline, sample
 from attnzoo.bench.timing.clock import Round
 from attnzoo.bench.timing.roofline import Work

@@ -81,6 +81,17 @@ class Float64Constant(Gate):
         return x * self.gate(x) * torch.full((C, 1, 1), 0.5, dtype=torch.float64)
 
 
+@fault("memory", "bytes more")
+class OutputsKept(Gate):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(self.gate(x).detach())
+        return x * self.kept[-1]
+
+
 @fault("untouched", "changed in place")
 class InputChanged(Gate):
     def forward(self, x: Tensor) -> Tensor:

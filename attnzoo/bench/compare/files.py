@@ -5,13 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..report.table import label
+from ..report.table import CONDITIONS, label
 from ..row import Result, Row
-from . import Change
+from .interleave import Change
 
 TIMES_PAST = 0.25  # by which runs of unchanged code may differ on a busy machine
-MACHINE = ("device", "device_name", "threads", "torch", "python")  # must be the same
-SETTINGS = ("dtype", "autocast", "channels_last", "mode")  # some rows must share them
 TIMES = ("latency_forward_ms", "latency_training_ms")
 MEMORY = ("memory_saved_bytes", "memory_peak_bytes")
 COUNTS = ("params", "macs", "macs_executed", "elementwise", "bytes_forward", "bytes_training")
@@ -23,34 +21,24 @@ def compare(
 ) -> list[Change]:
     """Every quantity of every row that either run has, with its verdict.
 
+    Rows are compared whose conditions are the same, except the version of attnzoo.
+
     Raises:
-        ValueError: the runs differ in machine, versions or settings, have no row in common, or one
-            of them has a row twice.
+        ValueError: the runs have no row in common, or one of them has a row twice.
     """
-    ignored = differing(a, b)
-    if ignored and not allow_different:
-        words = "; ".join(f"{name}: {x} and {y}" for name, (x, y) in ignored.items())
-        raise ValueError(f"A and B differ in {words}. --allow-different compares them even so")
-    keys = [name for name in ("block", "config", "shape", *SETTINGS) if name not in ignored]
+    keys = ["block", "config", "shape", *(() if allow_different else CONDITIONS[:-1])]
     rows_a, rows_b = (_by_key(side, rows, keys) for side, rows in (("A", a), ("B", b)))
     if not rows_a.keys() & rows_b.keys():
-        raise ValueError("A and B have no row in common: other blocks, configs or shapes")
+        sides = [[row.identity() for row in rows] for rows in (a, b)]
+        values = {key: [sorted({str(i.get(key)) for i in side}) for side in sides] for key in keys}
+        words = "; ".join(f"{key}: {x} and {y}" for key, (x, y) in values.items() if x != y)
+        raise ValueError(
+            f"A and B have no row in common; they differ in {words}. --allow-different ignores "
+            "machine, versions and settings"
+        )
     pairs = [(rows_a.get(key), rows_b.get(key)) for key in {**rows_a, **rows_b}]
     measured = [row.to_json() for row in a if isinstance(row, Row)]
     return [change for pair in pairs for change in _changes(*pair, measured, tolerance)]
-
-
-def differing(a: Sequence[Result], b: Sequence[Result]) -> dict[str, tuple[str, str]]:
-    """Machine, versions and settings in which two runs differ, with each side's values.
-
-    The version of attnzoo is not among them, since that is what is compared.
-    """
-    found = {}
-    for name in (*MACHINE, *SETTINGS):
-        x, y = ({str(row.identity().get(name)).split(":")[0] for row in side} for side in (a, b))
-        if x and y and (x != y if name in MACHINE else not x & y):
-            found[name] = ", ".join(sorted(x)), ", ".join(sorted(y))
-    return found
 
 
 def _by_key(side: str, rows: Sequence[Result], keys: Sequence[str]) -> dict[str, Result]:
@@ -68,17 +56,17 @@ def _changes(
 ) -> Iterator[Change]:
     if isinstance(a, Row) and isinstance(b, Row):
         before, after = a.to_json(), b.to_json()
-        name = label(before, [*rows, before])
+        name = label(before, rows)
         for quantity in (*TIMES, *MEMORY, *COUNTS, *TRAINING):
             x, y = before[quantity], after[quantity]
             yield Change(name, quantity, x, y, _verdict(quantity, x, y, tolerance))
-        return
-    if a is None or b is None:
-        verdict = "added" if a is None else "gone"
+    elif a is None or b is None:
+        known = b if a is None else a
+        if known is not None:
+            yield Change(known.block, "row", None, None, "added" if a is None else "gone")
     else:
         verdict = "fails" if isinstance(a, Row) else "works" if isinstance(b, Row) else "same"
-    known = b if a is None else a
-    yield Change(known.block if known else "", "row", None, None, verdict)
+        yield Change(a.block, "row", None, None, verdict)
 
 
 def _verdict(quantity: str, a: float | None, b: float | None, tolerance: float) -> str:

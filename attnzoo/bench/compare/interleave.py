@@ -53,6 +53,28 @@ class Timing(NamedTuple):
         return not near and abs(math.log(self.drift)) <= RESOLUTION
 
 
+class Change(NamedTuple):
+    """One quantity of one block on both sides, or why a side has none."""
+
+    row: str
+    quantity: str
+    a: float | None
+    b: float | None
+    verdict: str  # same, slower, faster, more, less, larger, fails, works, fails still, gone, added
+    null: float | None = None  # a second copy of A over A: 1, except for measurement error
+    error: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """The second over the first."""
+        return self.b / self.a if self.a and self.b is not None else None
+
+    @property
+    def regression(self) -> bool:
+        """Whether B is worse than A."""
+        return self.verdict in ("slower", "larger", "fails")
+
+
 def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
     """The minimum times of `a`, `b` and `null`, sampled in turn until the verdict is decided."""
     found: dict[str, list[float]] = {name: [] for name in sides}

@@ -18,8 +18,7 @@ from ...testing.inputs import arguments, leaves, make_inputs
 from ...testing.process import Child, ChildError
 from ..job import Job
 from ..store import NAME
-from . import Change
-from .interleave import Timing, interleave
+from .interleave import Change, Timing, interleave
 
 WORKER = Path(__file__).parents[1] / "timing" / "worker.py"
 TIMEOUT = 300.0  # seconds for one answer

@@ -19,19 +19,16 @@ def page(table: Table, command: str, pictures: Mapping[str, str]) -> str:
     """
     rows = f"{len(table.measured)} measured, {len(table.failed)} failed"
     failed = {row["block"]: f"not measured: {row['error']}" for row in table.failed}
-    return Template(_file("page.html")).substitute(
+    here = resources.files(__package__)
+    return Template((here / "page.html").read_text("utf-8")).substitute(
         meaning=escape(table.meaning),
         table=table.formatted("html", table.columns),
         failed=_definitions(failed),
-        conditions=_definitions({"command": command, **table.conditions, "rows": rows}),
+        conditions=escape("; ".join([command, rows, *table.conditions])),
         plots="\n".join(_image(*drawn) for drawn in pictures.items()),
         columns=_definitions({column.title: column.means for column in table.columns}),
-        script=_file("page.js"),
+        script=(here / "page.js").read_text("utf-8"),
     )
-
-
-def _file(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _definitions(pairs: Mapping[str, str]) -> str:

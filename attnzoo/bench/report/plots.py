@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1b1b1c"  # of text and axes
 STYLE = {
-    "axes.prop_cycle": "cycler(ls=['-', '--', ':']) * cycler(color=['#0072b2', '#d55e00', "
-    "'#009e73', '#cc79a7', '#b8860b', '#56b4e9', '#7f7f7f'])",
     "svg.hashsalt": "attnzoo",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,8 +24,6 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
 NAMED = 40  # with more points than this, each block is named once
 Number = Callable[[PlainRow], float]
@@ -101,13 +96,12 @@ def _chart(
 def _roofs(axes: "Axes", rows: Sequence[PlainRow], roof: Any) -> None:
     (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     xs = [low * (high / low) ** (i / 50) for i in range(51)]
-    machines = dict.fromkeys((row["device"], row["dtype"]) for row in rows)
-    for style, machine in zip(("-", "--", ":", "-."), machines, strict=False):
-        same = [row for row in rows if (row["device"], row["dtype"]) == machine]
+    for dtype in sorted({row["dtype"] for row in rows}):
+        same = [row for row in rows if row["dtype"] == dtype]
         rates = [max(row[key] for row in same) for key in ("roof_bandwidth", "roof_macs")]
-        text = "{}, {}: {:.3g} GB/s, {:.3g} GMAC/s".format(*machine, *(r / 1e9 for r in rates))
         ys = [roof(x, *rates) for x in xs]
-        axes.plot(xs, ys, color=INK, lw=1.2, ls=style, label=text)
+        text = f"{dtype}: {rates[0] / 1e9:.3g} GB/s, {rates[1] / 1e9:.3g} GMAC/s"
+        axes.plot(xs, ys, color="black", lw=1.2, label=text)
         top = max(top, 1.5 * max(ys))
     axes.set(xlim=(low, high), ylim=(bottom, top))
 

@@ -14,6 +14,7 @@ from ..row import (
     Result,
     amount,
     count,
+    keywords,
     percent,
     ratio,
     row_columns,
@@ -23,10 +24,9 @@ from ..row import (
 
 TIE = 1.1  # minimum times of two runs agree to a tenth
 BUSY = 1.5  # load average per processor
-VERSIONS = ("torch", "python", "attnzoo")
 CONDITIONS = (
     *("device", "device_name", "dtype", "autocast", "channels_last", "mode", "threads"),
-    *VERSIONS,
+    *("torch", "python", "attnzoo"),
 )
 RANKS = {"rank": "latency_forward_ms", "rank_training": "latency_training_ms"}
 MEANING = (
@@ -49,12 +49,9 @@ COLUMNS = (
 class Table:
     """Rows as JSON has them, grouped by layout, shape and conditions, the fastest first.
 
-    Each measured row gets `rank`, `rank_training`, `spread`, `disturbed` and, if its group has the
-    baseline block, `baseline_ratio`.
-
     Args:
         rows: of any number of runs.
-        baseline: a block's name.
+        baseline: a block for the column of ratios.
         titles: of the columns; default: all that are not empty.
     """
 
@@ -63,19 +60,23 @@ class Table:
     ) -> None:
         require_titles(titles)
         plain = [row.to_json() for row in rows]
-        self.measured = [row for row in plain if "error" not in row]
         self.failed = [row for row in plain if "error" in row]
+        self.measured = [row for row in plain if "error" not in row]
         self.measured.sort(key=lambda row: (group(row), row["latency_forward_ms"]))
         for _, same in groupby(self.measured, key=group):
             _compare(list(same), baseline)
-        self.columns = _useful(self.measured)
-        if titles:
-            named = {column.title: column for column in self.columns}
-            self.columns = [named[t] for t in dict.fromkeys(["block", *titles]) if t in named]
-        self.conditions = conditions(self.measured)
-
+        apart = differing(self.measured)
+        known = [Column(key, "a condition of the measurement", word, 2, key) for key in apart]
+        known = [COLUMNS[0], *known, *COLUMNS[1:]]
+        self.columns = [
+            column
+            for column in known
+            if (column.title in ("block", *titles) or not titles)
+            and (column.key == "block" or any(r.get(column.key) is not None for r in self.measured))
+        ]
+        self.conditions = _conditions(self.measured, apart) if self.measured else []
         self.meaning = MEANING if self.measured else "Nothing could be measured."
-        self.heading = ". ".join(filter(None, [", ".join(self.conditions.values()), self.meaning]))
+        self.heading = f"{', '.join(self.conditions)}. {self.meaning}".removeprefix(". ")
 
     def formatted(self, format: str, columns: Sequence[Column]) -> str:
         """The measured rows in a format of tabulate's."""
@@ -105,11 +106,17 @@ def terminal(
         width: of the terminal; default: what it reports, or 80.
     """
     table = Table(rows, baseline, columns or ())
-    shown = table.columns
-    if not columns:
-        shown = _fitting(table, width or shutil.get_terminal_size().columns)
-    aligned = [_aligned(table, column) for column in shown]
-    head, *body = ("  ".join(cells).rstrip() for cells in zip(*aligned, strict=True))
+    room = width or shutil.get_terminal_size().columns
+    cells: dict[str, list[str]] = {}  # of the columns that are shown
+    for column in sorted(table.columns, key=lambda column: column.priority):
+        texts = [column.title, *map(column.text, table.measured)]
+        widest = max(map(len, texts))
+        if columns or column.key == "block" or (column.priority and widest <= room):
+            room -= widest + 2
+            pad = str.rjust if column.numeric else str.ljust
+            cells[column.key] = [pad(text, widest) for text in texts]
+    shown = [cells[column.key] for column in table.columns if column.key in cells]
+    head, *body = ("  ".join(line).rstrip() for line in zip(*shown, strict=True))
     lines, before = [head], ""
     for line, row in zip(body, table.measured, strict=True):
         if group(row) != before:
@@ -168,19 +175,19 @@ def _compare(same: Sequence[dict[str, Any]], baseline: str | None) -> None:
 
 def ranks(times: Sequence[float]) -> list[int]:
     """The rank of each time; a tie reaches a tenth above its fastest time."""
-    found = [0] * len(times)
-    first, rank = 0.0, 0
-    for before, i in enumerate(sorted(range(len(times)), key=lambda i: times[i])):
-        if rank == 0 or times[i] > TIE * first:
-            first, rank = times[i], before + 1
-        found[i] = rank
-    return found
+    found: dict[float, int] = {}
+    first = 0.0
+    for before, time in enumerate(sorted(times)):
+        if not found or time > TIE * first:
+            first, rank = time, before + 1
+        found.setdefault(time, rank)
+    return [found[time] for time in times]
 
 
 def group(row: PlainRow) -> str:
     """Layout, shapes and conditions, which the rows that are ranked together share."""
-    names = ("layout", *CONDITIONS)
-    return json.dumps([*(row[name] for name in names), list(row["shape"].values())])
+    shared = [row[name] for name in ("layout", *CONDITIONS)]
+    return json.dumps([*shared, list(row["shape"].values())])
 
 
 def differing(rows: Sequence[PlainRow]) -> list[str]:
@@ -189,76 +196,37 @@ def differing(rows: Sequence[PlainRow]) -> list[str]:
 
 
 def label(row: PlainRow, rows: Sequence[PlainRow]) -> str:
-    """The row's name among `rows`: its block, and in what it differs from the others."""
-    mates = [other for other in rows if other["block"] == row["block"]]
-    words = [f"{key}={row.get(key)}" for key in differing(rows)]
-    for key, value in row["config"].items():
-        if any(mate["config"].get(key) != value for mate in mates):
-            words.append(f"{key}={value}")
-    if any(mate["config"] == row["config"] and mate["shape"] != row["shape"] for mate in mates):
-        words.append(shapes(row, "shape"))
-    return " ".join([row["block"], *words])
+    """The row's name among `rows`: its block, with what it takes to tell it from the others."""
+    name: str = row["block"]
+    mates = [other for other in rows if other["block"] == name and other is not row]
+    if any(mate["config"] != row["config"] for mate in mates):
+        name += f" {keywords(row, 'config')}"
+    if any(mate["shape"] != row["shape"] for mate in mates):
+        name += f" {shapes(row, 'shape')}"
+    return " ".join([name, *(f"{key}={row[key]}" for key in differing([row, *mates]))])
 
 
-def conditions(rows: Sequence[PlainRow]) -> dict[str, str]:
-    """The conditions that all rows share, in words."""
-    if not rows:
-        return {}
-    first, apart = rows[0], differing(rows)
-    words = {
-        "device": f"{first['device']} ({first['device_name']})",
-        "dtype": first["dtype"],
-        "autocast": "autocast" * first["autocast"],
-        "channels_last": "channels_last" * first["channels_last"],
-        "mode": first["mode"],
-        "threads": f"{first['threads']} thread{'s' * (first['threads'] != 1)}",
-        **{key: f"{key} {first[key]}" for key in VERSIONS},
-        "memory bandwidth": f"copies at {_range(rows, 'roof_bandwidth')}B/s",
-        "matrix rate": f"matrix products at {_range(rows, 'roof_macs')}MAC/s",
-        "launch overhead": f"{_range(rows, 'roof_launch_us')}us to call an operator",
-        "load": _busy(rows),
-    }
-    return {key: text for key, text in words.items() if text and key not in apart}
+def _conditions(rows: Sequence[PlainRow], apart: Sequence[str]) -> list[str]:
+    """The conditions that all rows share, and the rates of the machine, in words."""
+    words = {key: f"{key} {rows[0][key]}" for key in CONDITIONS}
+    words |= {key: f"{rows[0][key]}" for key in ("device", "device_name", "dtype", "mode")}
+    words |= {key: key * rows[0][key] for key in ("autocast", "channels_last")}
+    load = max(row["load"] for row in rows)
+    loose = sum(not row["latency_forward_settled"] for row in rows)
+    disturbed = sum(row["disturbed"] for row in rows) / len(rows)
+    busy = (
+        f"BUSY MACHINE: load up to {load:.1f} per processor, {disturbed:.0%} of the samples "
+        f"disturbed, {loose} of {len(rows)} forward times uncertain (~)"
+    )
+    return [
+        *(text for key, text in words.items() if text and key not in apart),
+        f"copies at {_range(rows, 'roof_bandwidth')}B/s",
+        f"matrix products at {_range(rows, 'roof_macs')}MAC/s",
+        f"{_range(rows, 'roof_launch_us')}us to call an operator",
+        *([busy] if load > BUSY else []),
+    ]
 
 
 def _range(rows: Sequence[PlainRow], key: str) -> str:
     values = [row[key] for row in rows]
     return " to ".join(dict.fromkeys(amount(end, " ") for end in (min(values), max(values))))
-
-
-def _busy(rows: Sequence[PlainRow]) -> str:
-    """A warning if the machine was busy, else an empty string."""
-    load = max(row["load"] for row in rows)
-    loose = sum(not row["latency_forward_settled"] for row in rows)
-    disturbed = sum(row["disturbed"] for row in rows) / len(rows)
-    if load <= BUSY:
-        return ""
-    return (
-        f"BUSY MACHINE: load up to {load:.1f} per processor, {disturbed:.0%} of the samples "
-        f"disturbed, {loose} of {len(rows)} forward times uncertain (~)"
-    )
-
-
-def _useful(rows: Sequence[PlainRow]) -> list[Column]:
-    """The columns that are not empty, and one for each condition in which the rows differ."""
-    apart = [Column(key.replace("_", " "), "condition", word, 2, key) for key in differing(rows)]
-    found = [c for c in COLUMNS[1:] if any(row.get(c.key) is not None for row in rows)]
-    return [COLUMNS[0], *apart, *found]
-
-
-def _fitting(table: Table, room: int) -> list[Column]:
-    """As many columns as there is room for, in order of priority."""
-    chosen: list[Column] = []
-    for column in sorted((c for c in table.columns if c.priority), key=lambda c: c.priority):
-        needed = len(_aligned(table, column)[0]) + 2 * bool(chosen)
-        if needed <= room or not chosen:
-            chosen.append(column)
-            room -= needed
-    return [column for column in table.columns if column in chosen]
-
-
-def _aligned(table: Table, column: Column) -> list[str]:
-    """The title and the cells of a column, all of the same length."""
-    cells = [column.title, *map(column.text, table.measured)]
-    width = max(map(len, cells))
-    return [cell.rjust(width) if column.numeric else cell.ljust(width) for cell in cells]

@@ -68,10 +68,9 @@ def settled(found: Sequence[Round]) -> bool:
 
 def summary(seconds: Sequence[float], disturbed: int, settled: bool) -> Latency:
     """The samples as a latency in milliseconds."""
-    ms = sorted(1e3 * each for each in seconds)
-    fifths = statistics.quantiles(ms, n=5, method="inclusive") if len(ms) > 1 else 4 * ms
-    middle = statistics.median(ms)
-    return Latency(ms[0], fifths[0], middle, fifths[3], len(ms), disturbed, settled)
+    ms = [1e3 * each for each in seconds]
+    p20, *_, p80 = statistics.quantiles(ms * 2 if len(ms) == 1 else ms, n=5, method="inclusive")
+    return Latency(min(ms), p20, statistics.median(ms), p80, len(ms), disturbed, settled)
 
 
 class ReferenceLoad:

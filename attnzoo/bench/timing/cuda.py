@@ -21,7 +21,7 @@ MOST_CALLS = {"wall": 10**6, "device": 16, "cold": 1}  # a queue holds about a t
 LEAST_SAMPLES = 3  # in a round
 WARM_SECONDS = 0.1  # of calls before the first sample, for clock rates and caches
 CYCLES_PER_SECOND = 2e9  # of the device's clock, at most
-BLOCK_TRIES = 5  # to block the stream until all calls are queued, each twice as long
+BLOCKS = (1e-3, 4e-3, 16e-3, 64e-3)  # seconds to block the stream, until all calls are queued
 THROTTLED = {  # the bits of NVML's nvmlClocksEventReasons that limit a working clock
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -44,15 +44,15 @@ def latency(
     with torch.cuda.device(device):
         fits = math.floor(SAMPLE_SECONDS[kind] / _warm(step))
         calls = max(1, min(fits, MOST_CALLS[kind]))
-        blocked = BlockedStream(_flusher(device) if kind == "cold" else None)
-        timed = _walled if kind == "wall" else blocked.timed
+        flush = _flusher(device) if kind == "cold" else None
 
         def take() -> Round:
             kept: list[float] = []
             discarded: list[float] = []
             while len(kept) < LEAST_SAMPLES or calls * sum(kept) < seconds / clock.ROUNDS:
                 with uncollected():
-                    found = timed(step, calls)
+                    wall = kind == "wall"
+                    found = _walled(step, calls) if wall else _blocked(step, calls, flush)
                 throttled = throttle is not None and throttle.active(step)
                 (discarded if throttled else kept).append(found)
                 if len(discarded) > clock.MAX_OVERTIME * max(len(kept), LEAST_SAMPLES):
@@ -80,30 +80,23 @@ def _walled(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-class BlockedStream:
-    """Keeps the stream busy until everything that is timed has been queued."""
-
-    def __init__(self, flush: Step | None) -> None:
-        self.flush, self.seconds = flush, 1e-3
-
-    def timed(self, step: Step, calls: int) -> float:
-        """Seconds of one call between two events."""
-        for _ in range(BLOCK_TRIES):
-            start, end = _event(), _event()
-            torch.cuda.synchronize()
-            cuda_spin(int(self.seconds * CYCLES_PER_SECOND))
-            if self.flush is not None:
-                self.flush()
-            start.record()
-            for _ in range(calls):
-                step()
-            end.record()
-            early = start.query()  # the device has reached it before the host was done
-            torch.cuda.synchronize()
-            if not early:
-                break
-            self.seconds *= 2
-        return float(start.elapsed_time(end)) / 1e3 / calls
+def _blocked(step: Step, calls: int, flush: Step | None) -> float:
+    """Seconds of one call between two events, which the stream reaches when all is queued."""
+    for seconds in BLOCKS:
+        start, end = _event(), _event()
+        torch.cuda.synchronize()
+        cuda_spin(int(seconds * CYCLES_PER_SECOND))
+        if flush is not None:
+            flush()
+        start.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        early = start.query()  # the stream has reached it before the host was done
+        torch.cuda.synchronize()
+        if not early:
+            break
+    return float(start.elapsed_time(end)) / 1e3 / calls
 
 
 def _event() -> Any:
@@ -120,12 +113,11 @@ def _flusher(device: str) -> Step:
 def captured(step: Step, device: str) -> Step:
     """`step` as the replay of a CUDA graph, which returns the same tensors, filled anew."""
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries initialize themselves in the first calls
-            for _ in range(3):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            for _ in range(3):  # libraries initialize themselves in the first calls
                 step()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with uncollected(), torch.cuda.graph(graph):
             results = step()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..settings import Settings
+from ..job import Settings
 from . import clock, cuda, sample
 
 FOOTPRINTS = tuple(2**k for k in (15, 18, 20, 22, 24, 26, 28))  # bytes read and written by a copy
@@ -44,17 +44,11 @@ def bounds(works: Mapping[str, Work], settings: Settings) -> dict[str, Any]:
         bandwidth = max(bandwidth, work.bytes / work.seconds)
         macs = max(macs, work.macs / work.seconds)
         launch = min(launch, work.seconds / max(work.calls, 1))
-    fields: dict[str, Any] = {
-        "roof_bandwidth": bandwidth,
-        "roof_macs": macs,
-        "roof_launch_us": 1e6 * launch,
-    }
+    fields: dict[str, Any] = {"roof_bandwidth": bandwidth, "roof_macs": macs}
+    fields["roof_launch_us"] = 1e6 * launch
     for name, work in works.items():
-        seconds = {
-            "bandwidth": work.bytes / bandwidth,
-            "compute": work.macs / macs,
-            "launch": work.calls * launch,
-        }
+        seconds = {"bandwidth": work.bytes / bandwidth, "compute": work.macs / macs}
+        seconds["launch"] = work.calls * launch
         roof = max(seconds, key=seconds.__getitem__)
         fraction = min(1.0, seconds[roof] / work.seconds)
         fields |= {f"roof_{name}": roof, f"roof_{name}_fraction": fraction}

@@ -17,6 +17,7 @@ from ... import _torch
 from ...registry import Inputs
 from ..closeness import assert_close
 from ..inputs import arguments, batch_axis, call, map_tensors, randomize_parameters, tensors
+from ..memory import kept_bytes
 from ..outcome import FaultError, check, not_applicable, require
 from ..resize import batch_size
 from ..step import step
@@ -275,6 +276,15 @@ def _height(outputs: Any) -> Tensor:
 
 def _outputs(module: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
     return functional_call(module, state, *arguments(module, inputs))
+
+
+@check("memory", remedy="keep numbers, not tensors: float(loss), or nothing at all")
+def memory(subject: Subject) -> str | None:
+    """calls and training steps keep no more memory each time"""
+    module, inputs = subject.made()
+    if grown := kept_bytes(lambda: step(module, inputs)):
+        raise FaultError(f"every training step keeps {grown:,} bytes more")
+    return None
 
 
 @check("checkpoint", capability="checkpoint", remedy="draw from torch's generator; keep no state")

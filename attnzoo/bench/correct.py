@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +54,13 @@ class Checker:
             raise self._wrong(
                 f"reference case {one.case!r} is off by {one.error:.1e} in {one.worst}"
             )
-        worst = max(self._compared(train) for train in (False, True))
+        self.state = copy.deepcopy(self.bound.block.state_dict())
+        self.first = self._found(train=False)
+        inference = partial(self._reference, False, self.state)
+        worst = self._require_close(self.first, inference, "inference")
+        state = copy.deepcopy(self.bound.block.state_dict())
+        training = partial(self._reference, True, state)
+        worst = max(worst, self._require_close(self._found(train=True), training, "training"))
         slopes = gradcheck.errors(self.twin, self.bound.inputs, self.bound.grads)
         for name, error in () if verdicts else slopes:
             if not error <= gradcheck.LIMIT:
@@ -67,22 +75,21 @@ class Checker:
 
         Raises WrongResultError, naming what is wrong.
         """
-        self._compared(train=False)
+        self.bound.block.load_state_dict(self.state)
+        self._require_close(self._found(train=False), lambda: self.first, "inference")
         for one in self.bound.passes:
             with one.ready() as step:
-                if not finite(step()):
-                    raise self._wrong("its results are not finite after many calls")
-                if grown := kept_bytes(step, self.settings.device):
+                if grown := kept_bytes(lambda: self._require_finite(step()), self.settings.device):
                     when = "training step" if one.train else "call"
                     raise self._wrong(f"it keeps {grown:,} bytes more with every {when}")
 
-    def _compared(self, train: bool) -> float:
-        """The largest error of one pass. Raises WrongResultError if it is past the limit."""
-        when = "training" if train else "inference"
-        state = copy.deepcopy(self.bound.block.state_dict())
-        errors = errors_beyond_rounding(
-            self._found(train), lambda: self._reference(train, state), self.settings.computed
-        )
+    def _require_finite(self, results: Any) -> None:
+        if not finite(results):
+            raise self._wrong("its results are not finite after many calls")
+
+    def _require_close(self, found: Results, run: Callable[[], Results], when: str) -> float:
+        """The largest error. Raises WrongResultError if it is past the limit."""
+        errors = errors_beyond_rounding(found, run, self.settings.computed)
         for what, error in errors.items():
             if not error <= self.limit:
                 infinite = error == math.inf
@@ -130,11 +137,11 @@ class Checker:
     def _named(
         self, outputs: list[Tensor], grads: tuple[Tensor | None, ...], block: nn.Module
     ) -> Results:
-        """Results by kind and name; buffers are copied, since the next call changes them."""
+        """Results by kind and name; copies, if the next call may change them."""
         named = dict(zip(self.bound.wanted, grads, strict=bool(grads)))
         kinds = ("gradient of input", "gradient of the parameter")
         return {
-            "output": {f"output {i}": t for i, t in enumerate(outputs)},
+            "output": {f"output {i}": t.clone() for i, t in enumerate(outputs)},
             **{kind: {k: t for k, t in named.items() if k.startswith(kind)} for kind in kinds},
             "buffer": {f"buffer {key}": t.clone() for key, t in block.named_buffers()},
         }

@@ -57,15 +57,10 @@ def opened(text: str) -> Iterator[Code | Rows]:
         yield Rows(text, path)
     elif (path / "attnzoo" / "__init__.py").exists():
         yield Code(text, Path(sys.executable), path.resolve())
-    elif (path / "bin" / "python").exists():
-        yield Code(text, (path / "bin" / "python").absolute(), None)
-    elif path.is_file():
-        yield Code(text, path.absolute(), None)
+    elif path.is_file() or (path / "bin" / "python").exists():
+        yield Code(text, (path if path.is_file() else path / "bin" / "python").absolute(), None)
     elif path.is_dir():
-        raise ValueError(
-            f"{text} is a folder without {NAME}, without attnzoo/__init__.py and without "
-            "bin/python: name a result folder, a checkout or an environment"
-        )
+        raise ValueError(f"{text} is a folder without {NAME}, attnzoo/__init__.py or bin/python")
     else:
         with tempfile.TemporaryDirectory(prefix="attnzoo-") as folder:
             _unpack(text, Path(folder))
@@ -81,10 +76,7 @@ def _unpack(revision: str, folder: Path) -> None:
     top = git("rev-parse", "--show-toplevel").decode().strip()
     packed = git("-C", top or ".", "archive", "--prefix=attnzoo/", f"{revision}:attnzoo")
     if not packed:
-        raise ValueError(
-            f"{revision!r} is no file, no folder and no git revision of this folder's repository "
-            "with a folder attnzoo"
-        )
+        raise ValueError(f"{revision!r} is no file, no folder and no git revision with attnzoo/")
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
 

@@ -18,7 +18,7 @@ from ..row import Latency
 from .sample import Step, burst, calls_per_sample, times
 
 ROUNDS = 6  # that share the requested seconds
-LEAST_ROUNDS = 3
+LEAST_ROUNDS = 2
 MAX_OVERTIME = 6  # times the requested seconds, in wall time
 SETTLED = 1.03  # the largest ratio of two minima that are the same
 CALM = 1.1  # times the reference load's best time

@@ -86,10 +86,12 @@ def measure(
 ) -> Iterator[Change]:
     """Every pass of every job, in order; a block that seems to have changed is measured again.
 
-    The second measurement runs in new processes, so that a difference in the memory layout of one
+    The second measurement runs in other processes, so that a difference in the memory layout of one
     process is not reported as a change.
     """
-    with _started(a, b) as sides:
+    others = None
+    with contextlib.ExitStack() as stack:
+        sides = stack.enter_context(_started(a, b))
         for number, job in enumerate(jobs, 1):
             progress(f"{job.block} ({number} of {len(jobs)})")
             loaded = load(job, sides)
@@ -103,8 +105,8 @@ def measure(
             first = second = _timed(sides, loaded, tolerance)
             if any(timing.verdict(tolerance) != "same" for timing in first):
                 progress(f"{job.block} once more")
-                with _started(a, b) as others:
-                    second = _timed(others, load(job, others), tolerance)
+                others = others or stack.enter_context(_started(a, b))
+                second = _timed(others, load(job, others), tolerance)
             for title, one, two in zip(PASSES.values(), first, second, strict=True):
                 yield confirmed(job.block, title, one, two, tolerance)
             before, after = loaded["a"]["params"], loaded["b"]["params"]

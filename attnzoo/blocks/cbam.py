@@ -127,7 +127,7 @@ class MaxMeanGate(nn.Module):
         logits = self.conv(pooled).squeeze(1)
         # Contiguous again: in channels-last, BatchNorm's backward pass sums in half precision.
         gate: Tensor = self.bn(logits.unsqueeze(1)).sigmoid()
-        return gate.squeeze(1).to(maximum.dtype)
+        return gate.squeeze(1)
 
     def macs(self, plane: int) -> int:
         """Multiply-adds for a plane of the given number of values."""

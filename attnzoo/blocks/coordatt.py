@@ -66,8 +66,8 @@ class CoordAtt(nn.Module):
         dtype = upcast_dtype(x.dtype)  # sums over a strip can overflow
         s = torch.cat((x.mean(3, dtype=dtype), x.mean(2, dtype=dtype)), 2).to(x.dtype)  # B C H+W
         t = F.hardswish(self.bn1(self.conv1(s[..., None]).squeeze(3)))  # B M H+W
-        rows = self.conv_h(t[:, :, :h, None]).sigmoid().to(x.dtype)  # B O H 1
-        columns = self.conv_w(t[:, :, None, h:]).sigmoid().to(x.dtype)  # B O 1 W
+        rows = self.conv_h(t[:, :, :h, None]).sigmoid()  # B O H 1
+        columns = self.conv_w(t[:, :, None, h:]).sigmoid()  # B O 1 W
         shared = (-1, max(self.c, rows.shape[1]), -1, -1)
         return scale(x.expand(shared), rows.expand(shared), columns.expand(shared))
 

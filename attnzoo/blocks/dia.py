@@ -88,7 +88,7 @@ class DIA(nn.Module):
             of_b = self.d_conv1(_scale_gradient(b, self.scales[1])).sigmoid()
             z = [of_a * b, of_b * a]
         mask = self.conv(torch.cat(z, 1)).sigmoid()
-        return gate(x, _doubled(mask, x.shape[2], x.shape[3]).to(x.dtype))
+        return gate(x, _doubled(mask, x.shape[2], x.shape[3]))
 
     def macs(self, size: InputSize) -> int:
         pixels = -(-size.height // 2) * -(-size.width // 2)  # each half, rounded up

@@ -41,7 +41,7 @@ class SE(nn.Module):
         check.image(x, self.c, self.fc1)
         z = x.mean((2, 3))  # B C
         gate: Tensor = self.fc2(self.fc1(z).relu()).sigmoid()
-        return x * gate[:, :, None, None].to(x.dtype)
+        return x * gate[:, :, None, None]
 
     def macs(self, size: InputSize) -> int:
         return 2 * self.c * self.fc1.out_features

@@ -19,4 +19,4 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         _torch.transforms_active() or _torch.forward_mode_active()
     )
     with sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

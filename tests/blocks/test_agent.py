@@ -230,9 +230,10 @@ def test_derivatives_by_torch_func(config: dict[str, Any]) -> None:
     assert_close(slope, (wanted * tangent).sum())
 
 
-def test_forward_mode_derivatives() -> None:
-    """Without `torch.func`, which the fused kernels would refuse otherwise."""
-    block = made(**CONFIGS[0])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_forward_mode_derivatives(frozen: bool) -> None:
+    """Without `torch.func`; torch takes a fused kernel if the tables require no gradient."""
+    block = made(**CONFIGS[0]).requires_grad_(not frozen)
     h, w = CONFIGS[0]["window"]
     x, tangent = torch.randn(2, 2, 8, h, w, dtype=torch.float64)
     with forward_ad.dual_level():

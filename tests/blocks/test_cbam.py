@@ -69,6 +69,13 @@ def test_sums_do_not_overflow_in_half_precision(dtype: torch.dtype) -> None:
     assert_large_sums_fit("cbam", dtype)
 
 
+def test_maps_of_half_a_megabyte_take_the_hand_written_passes() -> None:
+    block = attnzoo.build("cbam", c=8, reduction=2)
+    for width, by_hand in ((128, True), (127, False)):
+        y = block(torch.randn(1, 8, 128, width))
+        assert (type(y.grad_fn).__name__ == "_FunctionBackward") == by_hand
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="reduction=16 leaves no channel of c=8"):
         attnzoo.build("cbam", c=8)

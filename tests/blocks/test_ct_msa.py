@@ -149,6 +149,20 @@ def test_dropout_acts_only_in_training() -> None:
     assert not torch.equal(block(x), block(x))
 
 
+def test_dropout_covers_attention_hidden_layer_and_output() -> None:
+    block = made(c=8, depth=1, length=50, dropout=0.5).train()
+    seen: dict[str, Tensor] = {}
+    layer = block.layers[0]
+    layer.fc2.register_forward_pre_hook(lambda _, args: seen.update(hidden=args[0]))
+    layer.fc2.register_forward_hook(lambda *_: torch.ones(4, 50, 8, dtype=torch.float64))
+    layer.attention.proj.register_forward_hook(lambda *_: torch.zeros(()))
+    x = torch.randn(4, 50, 8, dtype=torch.float64)
+    added = block(x) - x - block.positions[:50]
+    assert_close(added.round().unique(), torch.tensor([0.0, 2.0]).double())
+    assert_close(added, added.round())
+    assert 0.4 < float((seen["hidden"] == 0).double().mean()) < 0.6
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

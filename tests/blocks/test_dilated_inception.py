@@ -167,6 +167,12 @@ def test_other_namings_load(naming: dict[str, str]) -> None:
                 theirs[name + key.removeprefix(ours)] = (
                     value.unsqueeze(2) if value.ndim == 3 else value
                 )
-    theirs["start_conv.weight" if "filter_conv" in naming else "_skip_conv.weight"] = torch.ones(2)
+    idle = (
+        "start_conv residual_convs skip_convs gconv1 gconv2 norm skip0 skipE end_conv_1 end_conv_2 "
+        "gc"
+        if "filter_conv" in naming
+        else "_residual_conv _skip_conv _normalization _mixprop_conv1 _mixprop_conv2"
+    )
+    theirs |= {f"{layer}.weight": torch.ones(2) for layer in idle.split()}
     twin = attnzoo.from_upstream("dilated_inception", theirs, c=8, gated=True)
     assert_close(twin(inputs["x"]), block(inputs["x"]))

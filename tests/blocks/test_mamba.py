@@ -211,6 +211,8 @@ def test_half_precision_keeps_its_states_in_float32() -> None:
     assert (y_t.dtype, state.inputs.dtype) == (torch.float16, torch.float16)
     assert state.hidden.dtype == torch.float32
     assert_close(block(x.half()).float(), block.float()(x), torch.float16)
+    rates = block.bfloat16()._rates()
+    assert_close(rates, -block.A_log.float().exp())
     with torch.autocast("cpu", torch.bfloat16):
         assert selective_scan(*(t.bfloat16() for t in leaves_of(1, 5, 4, 3))).dtype == torch.float32
 

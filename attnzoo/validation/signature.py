@@ -44,8 +44,8 @@ def bind(
         hint = _by_keyword(known, args)
         raise TypeError(f"{name}: {error}{hint}; its signature is {usage(name, cls)}") from None
     bound.apply_defaults()
-    values = types.fit_all(name, cls, bound.arguments)
-    return values | values.pop(extra) if extra else values
+    rest = bound.arguments.pop(extra) if extra else {}
+    return types.fit_all(name, cls, bound.arguments) | rest
 
 
 # What other libraries call the arguments that are called so here.

@@ -295,6 +295,14 @@ def test_autocast_takes_float32_and_its_own_dtype(kind: torch.dtype) -> None:
             check.sequence(SERIES.double(), 3, nn.Linear(3, 3))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int32, torch.int64, torch.complex64, torch.float8_e4m3fn], ids=str
+)
+def test_only_floating_dtypes_that_blocks_compute_in_are_taken(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"x is {dtype}; it must be float64, float32, bfloat16 or"):
+        check.image(IMAGE.to(dtype))
+
+
 @pytest.mark.parametrize("values", [0, 1, 2])
 def test_only_batch_norm_in_training_needs_two_values(values: int) -> None:
     for norm in (nn.BatchNorm2d(3).eval(), nn.SyncBatchNorm(3), nn.GroupNorm(1, 3), nn.Identity()):

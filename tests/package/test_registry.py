@@ -199,3 +199,134 @@ def test_many_threads_register_and_build(scratch: None, monkeypatch: pytest.Monk
     assert not errors
     assert len(won) == 1
     assert sum(name.startswith("mine_") for name in attnzoo.names()) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "words"),
+    [
+        ("2se", {}, ValueError, "name='2se' must be a str of lower-case letters"),
+        ("_se", {}, ValueError, "name='_se' must be"),
+        ("se!", {}, ValueError, "name='se!' must be"),
+        ("", {}, ValueError, "name='' must be"),
+        ("twice", {"layout": ()}, ValueError, r"layout=\(\) must name at least one layout"),
+        ("twice", {"layout": ("image", "img")}, ValueError, "layout='img' must be one of"),
+        ("twice", {"family": "chanel"}, ValueError, "family='chanel' .* did you mean 'channel'"),
+        ("twice", {"example": [("c", 4)]}, TypeError, "example=.* must be a mapping"),
+        ("twice", {"input_size": (2, 3, 4, 5)}, TypeError, "must be an attnzoo.InputSize of ints"),
+        ("twice", {"input_size": attnzoo.InputSize(0)}, TypeError, "of ints of at least 1"),
+        ("twice", {"upstream": [3]}, TypeError, r"upstream=\[3\] must be a list of Mapping"),
+        ("twice", {"known_variants": [{}]}, TypeError, "must be a list of KnownVariant"),
+    ],
+)
+def test_each_part_of_a_registration_is_checked(
+    scratch: None, name: str, options: dict[str, object], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        enter(name, **options)
+    with pytest.raises(TypeError, match=r"takes an nn\.Module class, not <class 'int'>"):
+        attnzoo.register("whole", int, layout="image")  # type: ignore[arg-type]
+
+
+class Counted(nn.Module):
+    """Counts in `macs` what runs in eval mode.
+
+    Paper: Someone, 2026.
+    Math: y = w x
+        for every pixel.
+    """
+
+    def __init__(self, c: int = 4, *, macs_of: str = "method") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 1)
+        if macs_of == "number":
+            self.macs = 5  # type: ignore[assignment]
+        elif macs_of == "nothing":
+            self.macs = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("train mode")
+        return self.conv(x)
+
+    def macs(self, size: attnzoo.InputSize) -> int:
+        return 16 * size.height * size.width
+
+
+def test_costs_are_of_one_sample_of_the_blocks_own_size(scratch: None) -> None:
+    size = attnzoo.InputSize(batch=3, height=5, width=7)
+    attnzoo.register("counted", Counted, layout="image", example={"c": 4}, input_size=size)
+    entry = registry.find("counted")
+    assert entry.closed_form() == (20, 16 * 35, None)
+    assert entry.closed_form(size._replace(width=1)) == (20, 16 * 5, None)
+    assert entry.executed() == 16 * 35
+    assert entry.executed(size._replace(width=1)) == 16 * 5
+    assert entry.closed_form(macs_of="number").macs is None
+    assert entry.closed_form(macs_of="nothing").macs is None
+    assert registry.Cost(1, 2).executed == 2
+    assert registry.Cost(1, 2, 3).executed == 3
+    record = attnzoo.describe("counted")
+    assert (record.macs, record.macs_executed) == (16 * 35, 16 * 35)
+    assert (record.title, record.paper) == (
+        "Counts in `macs` what runs in eval mode",
+        "Someone, 2026.",
+    )
+    assert record.math == "y = w x\nfor every pixel."
+    record.example["c"] = 9
+    assert registry.find("counted").example == {"c": 4}
+
+
+def test_a_block_of_an_uncounted_operator_has_no_count_of_what_runs(scratch: None) -> None:
+    class Strange(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.bilinear(x, x, x.new_ones(14, 14, 14))
+
+    attnzoo.register("strange", Strange, layout="image", example={"c": 4})
+    assert attnzoo.describe("strange").macs_executed is None
+
+
+def test_filters_look_at_every_layout_at_the_family_and_at_the_name(scratch: None) -> None:
+    enter("aaa_quux", layout=("sequence", "image"))
+    assert attnzoo.names()[0] == "aaa_quux"
+    assert attnzoo.names(text="a_quux") == ["aaa_quux"]
+    assert "aaa_quux" in attnzoo.names(layout="image")
+    assert "aaa_quux" in attnzoo.names(layout="sequence")
+    assert "aaa_quux" not in attnzoo.names(layout="pair")
+    assert "aaa_quux" not in attnzoo.names(family="token")
+    with pytest.raises(ValueError, match="family='tokens' must be one of"):
+        attnzoo.names(family="tokens")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"lists all {len(attnzoo.names())}$"):
+        attnzoo.build("no_such_block")
+
+
+def test_a_registered_class_checks_its_own_calls(scratch: None) -> None:
+    class Checked(nn.Module):
+        def __init__(self, c: int) -> None:
+            super().__init__()
+
+    attnzoo.register("checked", Checked, layout="image", example={"c": 4})
+    with pytest.raises(TypeError, match="checked: c='4' must be int, not str"):
+        Checked("4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layout", "shapes"),
+    [
+        ("image", {"x": (2, 4, 14, 14)}),
+        ("sequence", {"x": (2, 24, 4)}),
+        ("image_series", {"x": (2, 24, 4, 14, 14)}),
+        (("sequence", "image"), {"x": (2, 24, 4)}),
+        ("pair", {"x": (2, 4, 14, 14), "y": (2, 4, 14, 14)}),
+    ],
+)
+def test_example_inputs_follow_the_layout(
+    scratch: None, layout: str | tuple[str, ...], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    enter(layout=layout)
+    entry = registry.find("twice")
+    inputs = entry.inputs(lambda *shape: torch.randn(shape), attnzoo.InputSize(), {"c": 4})
+    assert {key: value.shape for key, value in inputs.items()} == shapes  # type: ignore[union-attr]
+    assert len({t.data_ptr() for t in inputs.values()}) == len(inputs)  # type: ignore[union-attr]
+    other = entry.inputs(
+        lambda *shape: torch.randn(shape), attnzoo.InputSize(), {"c": 4, "layout": "image"}
+    )
+    assert layout == "pair" or other["x"].ndim == 4  # type: ignore[union-attr]

@@ -152,7 +152,7 @@ def test_a_class_is_wrapped_once_and_its_heir_under_its_own_name() -> None:
     init = Built.__init__
     signature.enforce_signature("built", Built)
     assert Built.__init__ is init
-    with pytest.raises(TypeError, match="^heir has no argument 'd'"):
+    with pytest.raises(TypeError, match=r"^heir has no argument 'd'"):
         Heir(d=1)  # type: ignore[call-arg]
 
 
@@ -166,7 +166,7 @@ def test_open_keywords_are_bound_by_their_names() -> None:
 def test_sizes_that_torch_refuses_are_too_many_parameters(text: str) -> None:
     with pytest.raises(ValueError, match=r"^built\(c=1, .*would have too many parameters"):
         Built(fails=text)
-    with pytest.raises(RuntimeError, match="^the disk is full$"):
+    with pytest.raises(RuntimeError, match=r"^the disk is full$"):
         Built(fails="the disk is full")
 
 

@@ -209,6 +209,19 @@ def test_counting_leaves_the_block_as_it_was() -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_fast_path_of_attention_is_as_it_was(fast: bool) -> None:
+    mha = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(fast)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            counter.count(lambda: 1 // 0)
+        assert mha.get_fastpath_enabled() == fast
+    finally:
+        mha.set_fastpath_enabled(before)
+
+
 def torch_macs(function: Any, *args: Any) -> int:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), counter:

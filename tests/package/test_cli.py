@@ -1,9 +1,12 @@
 """The command line: output, exit status and errors."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -65,6 +68,28 @@ def test_verify_fails_on_a_wrong_block(
     assert not reference.verify("se")[0].passed
 
 
+def test_verify_tells_one_wrong_case_among_right_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = reference.verify("se")[0]
+    wrong = replace(right, case="spoiled", error=1e-3, worst="output.0")
+    monkeypatch.setattr(reference, "verify", lambda name: [right, wrong, right])
+    assert run("verify", "se") == 1
+    streams = capsys.readouterr()
+    assert re.search(r"se +3 +1\.0e-03 +WRONG", streams.out)
+    assert streams.err == "attnzoo: se spoiled: output.0 is off by 1.0e-03, over 1e-09\n"
+
+
+def test_errors_of_types_and_files_end_with_status_two(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (ValueError, TypeError, OSError):
+        monkeypatch.setattr(reference, "verify", Mock(side_effect=kind("no such thing")))
+        assert run("verify", "se") == 2
+        streams = capsys.readouterr()
+        assert (streams.out, streams.err) == ("", "attnzoo: no such thing\n")
+
+
 def test_bench_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["se", "--c", "32", "--size", "5x7", "--batch", "3", "--time", "0.01"]
     assert run("bench", *words, "--out", str(tmp_path / "new")) == 0
@@ -105,6 +130,9 @@ def test_one_failing_block_leaves_the_others(
         (["bench", "se", "--c", "many"], "'many' must be a whole number"),
         (["bench", "se", "--out", __file__], "must be a folder; there is a file"),
         (["bench", "se", "--size", "5x9999999999"], "must be a side N or HxW"),
+        (["bench", "se", "--c", "16", "--sweep", "c=8,16"], "c has its values from another option"),
+        (["bench", "se", "--sweep", "c=8,8"], "each value must be there once"),
+        (["timm", "se", "no_such_net*"], "'no_such_net*' matches no network of timm"),
         (["list", "--layout", "images"], "invalid choice: 'images'"),
         (["verify", "nothing"], "no block is named 'nothing'"),
         (["explode"], "invalid choice: 'explode'"),

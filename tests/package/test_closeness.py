@@ -55,6 +55,11 @@ def test_absent_and_misshaped_tensors_have_an_infinite_error() -> None:
     assert differences({}, {"x": x}) == differences({"x": x}, {}) == {"x": math.inf}
 
 
+def test_differences_are_taken_in_float64() -> None:
+    """Half precision has no number for this one, and integers of bytes none below zero."""
+    assert error(torch.tensor([60_000.0]).half(), torch.tensor([-60_000.0]).half()) == 2
+
+
 def test_empty_tensors_agree_and_integers_must_be_equal() -> None:
     assert error(torch.empty(0, 3), torch.empty(0, 3)) == 0
     assert error(torch.tensor([1, 2]), torch.tensor([1, 2])) == 0

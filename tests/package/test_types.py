@@ -70,6 +70,7 @@ def test_what_fits_is_converted(value: object, hint: Any, found: object) -> None
         (2**31, int, ValueError, "x=2147483648 must be below 2**31"),
         (-(2**31), int, ValueError, "x=-2147483648 must be above -2**31"),
         (float("inf"), float, ValueError, "x=inf must be finite in float32, at most 3.4e+38"),
+        (float("nan"), float, ValueError, "x=nan must be finite in float32, at most 3.4e+38"),
         (4, Odd, ValueError, "x=4 must be odd; the nearest are 3, 5"),
         (5, Square, ValueError, "x=5 must be a perfect square; the nearest are 4, 9"),
         ((), Counts, ValueError, "x=() must be non-empty"),

@@ -175,7 +175,8 @@ def test_the_command_prints_a_table_json_and_junit(
         (["se", "--c", "3"], "reduction=16"),
         (["se", "--config", "[]"], "must be a JSON object"),
         (["se", "--only", "gradchek"], "did you mean 'gradcheck'"),
-        (["se", "--timeout", "0"], "must be a positive number"),
+        (["se", "--timeout", "0"], "--timeout 0 must be a positive number of seconds"),
+        (["se", "--timeout", "0", "--only", "runs,"], "must be a positive number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

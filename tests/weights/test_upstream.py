@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo import registry
 from attnzoo.registry import KnownVariant, find
+from attnzoo.weights import keys
 
 Weights = dict[str, Tensor]
 
@@ -314,3 +315,35 @@ def test_every_element_is_loaded_once(name: str) -> None:
             for element in value.flatten().tolist()
         }
         assert trained <= set(loaded)
+
+
+def test_the_longest_path_names_a_key() -> None:
+    naming = {"deep": "layer.first", "rest": "layer", "any.*.norm": "blocks.*.norm"}
+    assert keys._theirs(naming, "layer.first.weight") == "deep.weight"
+    assert keys._theirs(naming, "layer.firsts.weight") == "rest.firsts.weight"
+    assert keys._theirs(naming, "blocks.3.norm.bias") == "any.3.norm.bias"
+    assert keys._theirs(naming, "blocks.3.conv.norm.bias") == "blocks.3.conv.norm.bias"
+    assert keys._theirs(naming, "other.weight") == "other.weight"
+
+
+def test_a_missing_key_weighs_two_others() -> None:
+    match = keys.Match("", {}, missing=["a", "b"], unexpected=["c"], misshaped=["d"])
+    assert match.mismatches == 6
+    assert not any(match._replace(**{f: [], g: []}).fits for f, g in (
+        ("missing", "unexpected"), ("unexpected", "misshaped"), ("missing", "misshaped"),
+    ))  # fmt: skip
+    assert match._replace(missing=[], unexpected=[], misshaped=[]).fits
+
+
+def test_counters_that_old_checkpoints_lack_start_at_zero() -> None:
+    state = attnzoo.build("coordatt", 32).state_dict()
+    old = {key: 2 * value for key, value in state.items() if not key.endswith("tracked")}
+    block = attnzoo.from_upstream("coordatt", old, 32)
+    assert block.bn1.num_batches_tracked == 0
+    assert torch.equal(block.bn1.running_var, torch.full((8,), 2.0))
+
+
+def test_of_many_keys_eight_are_named(weights: Weights) -> None:
+    more = {f"fc.{i}.bias": torch.ones(2) for i in range(10, 20)}
+    with pytest.raises(ValueError, match=r"fc\.17\.bias and 2 more$"):
+        attnzoo.from_upstream("se", weights | more, c=32)

@@ -360,9 +360,9 @@ def _other_names(cls: type[nn.Module]) -> tuple[str, str, str]:
     return cls.__name__, _title(cls), " ".join(re.split(r"[.,;] ", paper)[:2])
 
 
-def registered(module: nn.Module) -> bool:
-    """Whether a module is a block of the catalogue."""
-    return type(module) in {entry.cls for entry in _catalogue().copy().values()}
+def entry_of(module: nn.Module) -> Entry | None:
+    """The entry of a block of the catalogue by the module, or None for other modules."""
+    return {entry.cls: entry for entry in _catalogue().copy().values()}.get(type(module))
 
 
 def class_named(name: str) -> type[nn.Module] | None:

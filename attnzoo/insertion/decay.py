@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..registry import registered
+from ..registry import entry_of
 from .guard import HOST
 from .host import Inserted, gain
 
@@ -54,7 +54,7 @@ def no_weight_decay(model: nn.Module) -> set[str]:
             names |= {f"{prefix}{site.key}.{name}" for name in _own(block)()}
             if gain(module) is not None:
                 names.add(prefix + site.gain)
-        elif registered(module):
+        elif entry_of(module) is not None:
             names |= {prefix + name for name in _own(module)()}
     return names
 

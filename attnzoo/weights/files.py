@@ -40,7 +40,7 @@ def read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         ) from None
     except Exception as error:  # the unpickler may raise anything on a damaged file
         raise _unreadable(file, error) from None
-    return _weights(file, content)
+    return unwrapped(content, str(file))
 
 
 def _safetensors(file: Path) -> Mapping[str, Tensor]:
@@ -53,15 +53,18 @@ def _safetensors(file: Path) -> Mapping[str, Tensor]:
         raise _unreadable(file, error) from None
 
 
-def _weights(file: Path, content: Any) -> Mapping[str, Tensor]:
-    """The content itself, or the one mapping of tensors in it."""
+def unwrapped(content: Any, label: str) -> Mapping[str, Tensor]:
+    """The content itself, or the one mapping of tensors in it, such as under "state_dict".
+
+    Raises ValueError where there is none, or several; the message shows the label.
+    """
     found = {"": content} if _is_weights(content) else {}
     if not found and isinstance(content, Mapping):
         found = {key: value for key, value in content.items() if _is_weights(value)}
     if len(found) != 1:
         places = f"several: {', '.join(map(repr, found))}" if found else "none"
         raise ValueError(
-            f"state_dict={str(file)!r} must contain one mapping of names to tensors, but contains "
+            f"state_dict={label!r} must contain one mapping of names to tensors, but contains "
             f"{places}; load it and pass the mapping"
         )
     return next(iter(found.values()))

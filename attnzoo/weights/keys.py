@@ -54,12 +54,8 @@ def best_match(
     Raises:
         ValueError: several prefixes fit.
     """
-    tried = [
-        _match(naming, own, state_dict, candidate, strict=prefix != "")
-        for naming in (*entry.upstream, {})
-        for candidate in _prefixes(naming, own, state_dict, prefix)
-    ]
-    fitting = list({m.prefix: m for m in reversed(tried) if m.fits}.values())
+    tried = _tried(entry, own, state_dict, prefix)
+    fitting = _fitting(tried)
     if len(fitting) > 1:
         found = ", ".join(repr(m.prefix) for m in sorted(fitting))
         raise ValueError(
@@ -69,13 +65,34 @@ def best_match(
     return fitting[0] if fitting else min(tried, key=lambda m: m.mismatches)
 
 
+def fitting_matches(
+    entry: Entry, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str | None
+) -> list[Match]:
+    """Every match that fits, one for each prefix; the arguments are those of `best_match`."""
+    return _fitting(_tried(entry, own, state_dict, prefix))
+
+
+def _tried(
+    entry: Entry, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], prefix: str | None
+) -> list[Match]:
+    return [
+        _match(naming, own, state_dict, candidate, strict=prefix != "")
+        for naming in (*entry.upstream, {})
+        for candidate in _prefixes(naming, own, state_dict, prefix)
+    ]
+
+
+def _fitting(tried: list[Match]) -> list[Match]:
+    return list({m.prefix: m for m in reversed(tried) if m.fits}.values())
+
+
 def _prefixes(
     naming: KeyMap, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], given: str | None
 ) -> list[str]:
     """The given prefix, or every prefix that occurs before a key of the block."""
     if given is not None:
         return [given if not given or given.endswith(".") else f"{given}."]
-    ends = {_theirs(naming, ours) for ours in own if not _is_counter(ours)}
+    ends = {_theirs(naming, ours) for ours in own if not is_counter(ours)}
     return sorted(
         {""}
         | {
@@ -104,9 +121,7 @@ def _match(
         prefix=prefix.removesuffix("."),
         keys=keys,
         missing=[
-            theirs
-            for ours, theirs in expected.items()
-            if ours not in keys and not _is_counter(ours)
+            theirs for ours, theirs in expected.items() if ours not in keys and not is_counter(ours)
         ],
         unexpected=[
             key
@@ -119,7 +134,7 @@ def _match(
         misshaped=[
             f"{theirs} of shape {tuple(state_dict[theirs].shape)} for {tuple(own[ours].shape)}"
             for ours, theirs in keys.items()
-            if _squeezed(state_dict[theirs]) != _squeezed(own[ours])
+            if squeezed(state_dict[theirs]) != squeezed(own[ours])
         ],
     )
 
@@ -142,12 +157,12 @@ def _path_pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.escape(path).replace(r"\*", r"([^.]+)") + r"(?=\.|$)")
 
 
-def _squeezed(tensor: Tensor) -> tuple[int, ...]:
+def squeezed(tensor: Tensor) -> tuple[int, ...]:
     """The shape without axes of length one, such as those of a 1x1 convolution's weight."""
     return tuple(n for n in tensor.shape if n != 1)
 
 
-def _is_counter(key: str) -> bool:
+def is_counter(key: str) -> bool:
     """Whether a key is BatchNorm's `num_batches_tracked`, which old checkpoints lack."""
     return key.endswith("num_batches_tracked")
 
@@ -155,22 +170,28 @@ def _is_counter(key: str) -> bool:
 def mismatch_message(entry: Entry, match: Match, keys: Iterable[str]) -> str:
     """The error message: the mismatches, and the known variant that has these keys, if any."""
     where = f" under {match.prefix!r}" if match.prefix else ""
-    mismatches = [
-        f"{label}: {', '.join(found[:8])}{f' and {len(found) - 8} more' * (len(found) > 8)}"
-        for label, found in (
-            ("missing", match.missing),
-            ("unexpected", match.unexpected),
-            ("of another shape", match.misshaped),
-        )
-        if found
-    ]
+    mismatches = format_mismatches(match.missing, match.unexpected, match.misshaped)
     return (
         f"state_dict does not contain the weights of this {entry.name!r}{where}; "
-        f"{'; '.join(mismatches)}{_known_variant(entry, keys)}"
+        f"{mismatches}{known_variant(entry, keys)}"
     )
 
 
-def _known_variant(entry: Entry, keys: Iterable[str]) -> str:
+def format_mismatches(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
+    """Lists of keys as text, the first eight of each."""
+    return "; ".join(
+        f"{label}: {', '.join(found[:8])}{f' and {len(found) - 8} more' * (len(found) > 8)}"
+        for label, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+        )
+        if found
+    )
+
+
+def known_variant(entry: Entry, keys: Iterable[str]) -> str:
+    """`; the keys are those of ...` where they are those of a variant, else an empty string."""
     for variant in entry.known_variants:
         lacks = not any(_contains(keys, (key,)) for key in variant.lacks)
         if _contains(keys, variant.keys) and lacks:

@@ -10,33 +10,43 @@ from torch.nn.parameter import is_lazy
 
 from ..registry import Entry, build, find
 from ..validation import messages
-from . import files
+from . import files, network
 from .keys import best_match, mismatch_message, without_wrappers
 
 
 def from_upstream(
-    name: str,
-    state_dict: Mapping[str, Tensor] | str | os.PathLike[str],
+    name: Any = None,
+    state_dict: Any = None,
     *args: Any,
+    model: nn.Module | None = None,
     prefix: str | None = None,
     **config: Any,
 ) -> nn.Module:
-    """Build a block and load the authors' own weights into it.
+    """Build a block and load the authors' own weights into it; or load a network with blocks.
+
+        block = attnzoo.from_upstream("se", weights, c=64)
+        net = attnzoo.from_upstream(model=net, state_dict=checkpoint)
 
     Args:
         name: a name of `attnzoo.names()`.
         state_dict: the weights, in one of three forms: tensors by the authors' key names (any
             registered naming, or ours); a checkpoint of a larger network, with the block's keys
             under one prefix; or the path of such a file, written by safetensors or `torch.save`,
-            which is read without unpickling any code. Names that torch.compile, FSDP and
-            activation checkpointing add to keys are removed.
+            which is read without unpickling any code. Weights nested in a checkpoint, such as
+            under "state_dict", are found. Names that torch.compile, FSDP and activation
+            checkpointing add to keys are removed.
         *args: the channels `c`, by position.
+        model: instead of a name, a network whose blocks, inserted or built in, are loaded together
+            with its other layers, in place. Blocks take the authors' names, under the prefix
+            nearest to their own path; the other layers have the checkpoint's names, or its order
+            where all shapes and the ends of all names agree. Weights of linear layers and of 1x1
+            convolutions fit each other.
         prefix: the prefix of the block's keys (`"layer1.0.se"`), needed if several match; "" is
             the root, where keys of other layers are then ignored.
         **config: the block's keywords.
 
     Returns:
-        The block in the default dtype, in training mode, as `build` returns it.
+        The block in the default dtype, in training mode, as `build` returns it; or the network.
 
     Raises:
         ValueError: keys are missing, unexpected or of another shape, or several prefixes match (the
@@ -44,12 +54,11 @@ def from_upstream(
             file cannot be read.
         TypeError: `state_dict` is not a mapping of str to Tensor.
     """
+    if model is not None:
+        state_dict = _only_weights(model, name, state_dict, args, config)
+        return network.load(model, *_read(state_dict, prefix))
     entry = find(name)
-    if isinstance(state_dict, (str, os.PathLike)):
-        state_dict = files.read(state_dict)
-    _check(state_dict, prefix)
-    state_dict = _plain_keys(state_dict)
-    prefix = None if prefix is None else without_wrappers(prefix)
+    state_dict, prefix = _read(state_dict, prefix)
     block = build(name, *args, **config)
     own = block.state_dict()
     if not own:
@@ -69,6 +78,35 @@ def from_upstream(
         }
     )
     return block
+
+
+def _only_weights(
+    model: Any, name: Any, state_dict: Any, args: tuple[Any, ...], config: Mapping[str, Any]
+) -> Any:
+    """The weights among the arguments of a call with `model=`, which takes nothing else."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={messages.shown(model)} must be an nn.Module; a block is loaded by its name: "
+            'attnzoo.from_upstream("se", state_dict, c=64)'
+        )
+    if args or config or (name is not None and state_dict is not None):
+        raise TypeError(
+            "from_upstream takes a block's name and config, or model= and its state_dict, not "
+            "both: attnzoo.from_upstream(model=net, state_dict=state_dict)"
+        )
+    return name if state_dict is None else state_dict
+
+
+def _read(state_dict: Any, prefix: str | None) -> tuple[dict[str, Tensor], str | None]:
+    """The weights of a mapping or file, and the prefix, without the names that wrappers add."""
+    if isinstance(state_dict, (str, os.PathLike)):
+        state_dict = files.read(state_dict)
+    elif isinstance(state_dict, Mapping) and any(
+        isinstance(value, Mapping) for value in state_dict.values()
+    ):
+        state_dict = files.unwrapped(state_dict, ", ".join(map(str, state_dict)))
+    _check(state_dict, prefix)
+    return _plain_keys(state_dict), None if prefix is None else without_wrappers(prefix)
 
 
 def _fitting_flag(

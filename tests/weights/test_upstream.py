@@ -126,8 +126,10 @@ def test_layers_mapped_to_none_are_ignored_by_whole_names(monkeypatch: pytest.Mo
 
 
 def test_arguments_that_are_no_state_dict_are_refused(weights: Weights) -> None:
-    with pytest.raises(TypeError, match=r"state_dict\['state_dict'\] is a dict, not a Tensor"):
-        attnzoo.from_upstream("se", {"state_dict": weights}, c=32)  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="contains several: 'model', 'ema'; load it and pass"):
+        attnzoo.from_upstream("se", {"model": weights, "ema": weights}, c=32)
+    with pytest.raises(TypeError, match=r"state_dict\['x'\] is a str, not a Tensor"):
+        attnzoo.from_upstream("se", {**weights, "x": "y"}, c=32)
     with pytest.raises(TypeError, match="prefix=3 must be a str or None"):
         attnzoo.from_upstream("se", weights, c=32, prefix=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="complex; weights must be real"):
@@ -179,6 +181,12 @@ def test_all_mismatches_are_named_and_nothing_is_modified(weights: Weights) -> N
     with torch.no_grad():
         block.fc1.weight.zero_()
     assert weights["fc.0.weight"].any(), "the block has its own copies"
+
+
+def test_nested_dictionaries_load_as_from_a_path(weights: Weights) -> None:
+    for key in ("state_dict", "model"):
+        block = attnzoo.from_upstream("se", {key: weights, "epoch": 3}, c=32)
+        assert torch.equal(block.fc1.weight, weights["fc.0.weight"])
 
 
 def test_files_of_weights(weights: Weights, tmp_path: Path) -> None:

@@ -151,10 +151,20 @@ def watch_replacements() -> None:
     nn.modules.module.register_module_module_registration_hook(_refuse_loss)
 
 
+def _is_of_peft(module: nn.Module | None) -> bool:
+    return type(module).__module__.startswith("peft.")
+
+
 def _refuse_loss(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     current = _torch.children_by_name(parent).get(name)
     if current is None or current is new:
         return
+    if name == HOST and isinstance(parent, _torch.Facade) and _is_of_peft(new):
+        raise ValueError(
+            f"peft would freeze the adapter ({type(new).__name__}) of a module with a block: it "
+            f"compares paths of modules, here {HOST}, with names of parameters. Add the adapters "
+            "first and insert the blocks afterwards, or adapt other layers"
+        )
     lost = count(current) - count(new)
     if lost > 0:
         many = "an inserted block" if lost == 1 else f"{lost} inserted blocks"

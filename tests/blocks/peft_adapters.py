@@ -47,5 +47,27 @@ def check(name: str) -> str:
     return f"{len(paths)} layers"
 
 
+def check_insertion() -> None:
+    """Adapters come before the blocks: those of a module that has one would be frozen."""
+    config = LoraConfig(r=2, target_modules=r"0|2\.attnzoo_host", init_lora_weights=False)
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    x = torch.randn(2, 24, 16)
+    attnzoo.insert(net, "2", "mamba", example_input=x)
+    try:
+        inject_adapter_in_model(config, net)
+    except ValueError as error:
+        assert "insert the blocks afterwards" in str(error)
+    else:
+        raise AssertionError("the adapter of a module with a block was not refused")
+    net = inject_adapter_in_model(config, nn.Sequential(nn.Linear(16, 16), nn.ReLU()))
+    attnzoo.insert(net, "0", "mamba", example_input=x)
+    net(x).square().sum().backward()
+    found = {key: p.grad for key, p in net.named_parameters() if "lora_" in key or "attnzoo" in key}
+    assert sum("lora_" in key for key in found) == 2
+    for key, gradient in found.items():
+        assert gradient is not None and gradient.any(), key
+
+
+check_insertion()
 for block in sys.argv[1:] or attnzoo.names():
     sys.stdout.write(f"{block}: {check(block)}\n")

@@ -192,6 +192,17 @@ def test_a_child_with_blocks_is_not_replaced_without_them() -> None:
     net.body = nn.Identity()
 
 
+def test_adapters_of_peft_are_refused_where_it_would_freeze_them() -> None:
+    """tests/blocks/peft_adapters.py does this with peft itself."""
+    adapter = type("Conv2d", (nn.Conv2d,), {"__module__": "peft.tuners.lora.layer"})(16, 16, 1)
+    net = whole()
+    wanted = insert(net, "body.2.bn")
+    with pytest.raises(ValueError, match="Add the adapters first and insert the blocks afterwards"):
+        net.body[2].bn.attnzoo_host = adapter
+    assert torch.equal(net(X), wanted)
+    net.body[2].conv = adapter  # of another layer
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_folding_by_hand_is_refused(train: bool) -> None:
     net = whole()

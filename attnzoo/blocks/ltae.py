@@ -216,9 +216,9 @@ class LTAE(nn.Module):
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         for norm in filter(normalizes_batches, self.mlp):
-            check.batch_norm(norm, len(y), x)
+            check.batch_norm(norm, y.shape[0], x)
         y = self.dropout(self.mlp(y))
-        alone = len(y) == 1  # torch's GroupNorm rejects one value per channel
+        alone = y.shape[0] == 1  # torch's GroupNorm rejects one value per channel
         normal: Tensor = self.out_norm(y.expand(2, -1) if alone else y)
         return normal[:1] if alone else normal
 

@@ -144,7 +144,8 @@ def fit(name: str, value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
-        unbounded = Unbounded() in arguments and _is_kind(value, int)
+        # not `in`: rules without fields are equal to each other, as tuples are
+        unbounded = any(isinstance(a, Unbounded) for a in arguments) and _is_kind(value, int)
         plain = int(value) if unbounded else fit(name, value, arguments[0])
         return _fit_rules(name, plain, arguments[1:])
     if origin in (Union, types.UnionType):
@@ -204,7 +205,7 @@ def limits(hint: Any) -> str:
 
 def _fit_rules(name: str, value: Any, rules: tuple[_Rule, ...]) -> Any:
     discrete = [rule for rule in rules if isinstance(rule, (OddNumber, PerfectSquare))]
-    bounds = [rule for rule in rules if rule not in discrete]
+    bounds = [rule for rule in rules if not isinstance(rule, (OddNumber, PerfectSquare))]
     if not all(rule.allows(value) for rule in bounds):
         raise ValueError(f"{name}={shown(value)} must be {' and '.join(map(str, bounds))}")
     for rule in discrete:

@@ -109,7 +109,8 @@ def test_other_shapes_run_or_are_refused_in_words(name: str) -> None:
 
 def test_a_printed_block_shows_its_channels(name: str) -> None:
     entry, block, _ = made(name)
-    if entry.family != "network" and "c" in entry.signature.parameters:
+    own = entry.cls.__module__.startswith("attnzoo.")  # a user's block may print as it likes
+    if own and entry.family != "network" and "c" in entry.signature.parameters:
         assert f"c={block.c}" in block.extra_repr()
 
 

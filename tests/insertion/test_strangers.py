@@ -169,7 +169,7 @@ def test_networks_of_timm_fold(model: str, size: int, inside: str, between: str)
     assert places(folded) == 1
     torch.testing.assert_close(folded(x), net(x), atol=1e-3, rtol=1e-3)
     attnzoo.insert(net, between, "se", example_input=x, reduction=4)
-    with pytest.raises(ValueError, match="folds"):
+    with pytest.raises(ValueError, match="does not take the blocks inside"):
         reparameterize_model(net)
 
 

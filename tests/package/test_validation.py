@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnzoo.validation import check, messages, signature
+from attnzoo.validation import check, messages, signature, types
 
 IMAGE, SERIES = torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 3)
 MASK = torch.zeros(2, 6, dtype=torch.bool)
@@ -371,3 +371,12 @@ def test_too_many_parameters_are_refused() -> None:
         assert Wide(c=2**30 + 1).bias.numel() == 2**30 + 1
     with pytest.raises(ValueError, match=r"^wide.*parameters"):
         Wide(c=2**30 + 1)
+
+
+def test_rules_without_a_number_are_told_apart() -> None:
+    """They are equal as tuples: one that must not be empty is no number of any size."""
+    with pytest.raises(TypeError, match="must be a list or tuple"):
+        types.fit("sizes", 0, types.Counts)
+    with pytest.raises(ValueError, match="non-empty"):
+        types.fit("sizes", [], types.Counts)
+    assert types.fit("bytes", 2**40, types.Total) == 2**40

@@ -67,6 +67,8 @@ def test_what_the_null_copy_moved_is_no_change() -> None:
     assert Timing(1.0, 0.913, 0.911, 40).verdict(TOLERANCE) == "same"
     assert Timing(1.0, 0.85, 1.1, 40).verdict(TOLERANCE) == "same"
     assert not Timing(1.0, 1.05, 1.0, 40).decided(TOLERANCE)
+    assert not Timing(1.0, 1.0, 1.2, 40).decided(TOLERANCE)  # a change takes all samples
+    assert Timing(1.0, 1.01, 1.02, 40).decided(TOLERANCE)
 
 
 def test_a_change_must_be_there_twice() -> None:

@@ -14,7 +14,7 @@ LEAST_SAMPLES = 40  # of each side
 FEWEST = 6  # of each side, once they have taken the budget
 BURST = 5  # samples in a row of one side
 BUDGET = 1.0  # seconds of samples of each side
-EXTENDED = 4  # times LEAST_SAMPLES or the budget, while the verdict is close
+EXTENDED = 4  # times LEAST_SAMPLES or the budget, unless the times are clearly the same
 RESOLUTION = 0.03  # minima of unchanged code differ by this: a ratio of 1.10 may be read as 1.07
 
 Burst = Callable[[int], list[float]]  # so many samples of a side, in seconds of one call
@@ -48,9 +48,9 @@ class Timing(NamedTuple):
         return "slower" if moved > 0 else "faster"
 
     def decided(self, tolerance: float) -> bool:
-        """Whether more samples, which only lower the minima, would hardly change the verdict."""
-        near = abs(abs(math.log(self.ratio)) - _threshold(tolerance)) <= RESOLUTION
-        return not near and abs(math.log(self.drift)) <= RESOLUTION
+        """Whether it is the same by a margin; a change takes all the samples that are allowed."""
+        moved, drift = abs(math.log(self.ratio)), abs(math.log(self.drift))
+        return moved < _threshold(tolerance) - RESOLUTION and drift <= RESOLUTION
 
 
 class Change(NamedTuple):

@@ -1,5 +1,6 @@
 """Whole networks, built from blocks; importing a network's file registers it."""
 
+from . import paps as paps
 from . import tsvit as tsvit
 from . import u_mixformer as u_mixformer
 from . import unet_tsf as unet_tsf

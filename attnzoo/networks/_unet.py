@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..ops.precision import upcast
 from ..validation import check
 from ..validation.messages import shown
 
@@ -13,9 +14,39 @@ Norm = Literal["group", "batch", "instance", "none"]
 PaddingMode = Literal["reflect", "zeros", "replicate", "circular"]
 
 
+class ConvLayers(nn.Sequential):
+    """Layers; of (N, C, H, W) with `real` (N,), BatchNorm's statistics are of the real ones."""
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if real is not None and isinstance(layer, nn.BatchNorm2d):
+                x = batch_norm_of(layer, x, real)
+            else:
+                x = layer(x)
+        return x
+
+
+def batch_norm_of(norm: nn.BatchNorm2d, x: Tensor, real: Tensor) -> Tensor:
+    """Train-mode BatchNorm whose statistics are of the samples `real` (N,) of x alone."""
+    wide = upcast(x)
+    count = real.to(wide.dtype).sum() * (x.shape[2] * x.shape[3])
+    share = (real / count)[:, None, None, None]
+    mean = (wide * share).sum((0, 2, 3), keepdim=True)
+    variance = ((wide - mean).square() * share).sum((0, 2, 3), keepdim=True)
+    if norm.track_running_stats:
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1))
+            for name, value in (("running_mean", mean), ("running_var", unbiased)):
+                kept = norm.get_buffer(name)
+                kept.lerp_(value.flatten().to(kept.dtype), norm.momentum or 0.1)
+            norm.get_buffer("num_batches_tracked").add_(1)
+    unit = (wide - mean) / (variance + norm.eps).sqrt()
+    return (unit * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
+
+
 def conv_layer(
     widths: tuple[int, ...], norm: Norm, padding: PaddingMode, *, kernel: int = 3, stride: int = 1
-) -> nn.Sequential:
+) -> ConvLayers:
     """Convolution, norm and ReLU for every pair of widths."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
@@ -25,7 +56,7 @@ def conv_layer(
         elif norm != "none":
             layers.append(nn.BatchNorm2d(b) if norm == "batch" else nn.InstanceNorm2d(b))
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+    return ConvLayers(*layers)
 
 
 class Down(nn.Module):
@@ -37,9 +68,9 @@ class Down(nn.Module):
         self.conv1 = conv_layer((a, b), norm, padding)
         self.conv2 = conv_layer((b, b), norm, padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.conv1(self.down(x))
-        out: Tensor = z + self.conv2(z)
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        z = self.conv1(self.down(x, real), real)
+        out: Tensor = z + self.conv2(z, real)
         return out
 
 

@@ -165,16 +165,18 @@ class UTAE(nn.Module):
         """The map (B, T, e_i, H_i, W_i) of each level, `pad_value` at padded dates.
 
         A call that nobody traces computes the other dates alone. One that is traced computes all,
-        which is the same but for the statistics of a train-mode BatchNorm: those need the others.
+        and BatchNorm the statistics of the others.
         """
-        lead, index, maps = x.shape[:2], None, []
+        lead, index, real, maps = x.shape[:2], None, None, []
         if padded is not None:
             x = self._filled(x, padded)  # a padded date may hold anything
-            if not _traced(x) or (self.training and self.norm == "batch"):
+            if not _traced(x):
                 index = (~padded).flatten().nonzero().squeeze(1)
+            elif self.training and self.norm == "batch":
+                real = ~padded.flatten()
         dates = x.flatten(0, 1) if index is None else x.flatten(0, 1).index_select(0, index)
         for block in (self.in_conv, *self.down_blocks):
-            dates = full = block(dates)
+            dates = full = block(dates) if real is None else block(dates, real)
             if index is not None:
                 shape = (lead[0] * lead[1], *dates.shape[1:])
                 full = dates.new_full(shape, self.pad_value).index_copy(0, index, dates)

@@ -307,6 +307,17 @@ def utae_aggregator(at: InputSize, **o: Any) -> Counts:
     return 0, at.steps * (o["c"] or 1) * at.height * at.width
 
 
+def paps(at: InputSize, **o: Any) -> Counts:
+    """Without the masks, whose boxes depend on values; a center is a step."""
+    c, K, S, E = sum(o["dims"]), o["num_classes"], o["shape_size"] ** 2, o["dims"][-1]
+    half, quarter = max(1, c // 2), max(1, c // 4)
+    convs = 2 * 9 * (E * 32 + 32)
+    linear = 3 * c * half + half * S + 2 * half * quarter + quarter * (2 + K)
+    params = convs + 2 * (32 + 2 * 32 + 1 + 2) + linear + 9 * half + 4 * quarter + S + 2 + K
+    params += o["mask_conv"] * (9 * 16 + 16 + 32 + 9 * 16**2 + 16 + 9 * 16 + 1)
+    return params, at.height * at.width * convs + at.steps * linear
+
+
 def tsvit(at: InputSize, **o: Any) -> Counts:
     """The product with the one-hot dates counts, and every token of the last layer."""
     D, K, p, c, i = o["dim"], o["num_classes"], o["patch_size"], o["c"], o["heads"] * o["dim_head"]

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 import attnzoo
 from attnzoo.autograd import reference_forms
 from attnzoo.reference.cases import Case, cases
+from attnzoo.registry import Inputs
 from attnzoo.testing.closeness import assert_close
 from attnzoo.weights import from_upstream
 
-from contract import made, step
+from contract import assert_steps_equal, made, step
 
 CONFIG = {"c": 3, "encoder_widths": (8, 8, 16), "decoder_widths": (4, 8, 16), "out_conv": (6, 5)}
 CONFIG |= {"heads": 4, "d_model": 16, "dropout": 0.0}
@@ -97,9 +98,9 @@ def test_equals_the_formula(config: dict[str, object]) -> None:
     assert_close(net(x, positions=days), formula(net, x, days, padded))
 
 
-def padded_pair() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def padded_pair(**config: object) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A network in train mode, inputs with padded dates, and their mask."""
-    _, net, inputs = made("utae", SIZE, torch.float64, train=True, **CONFIG)
+    _, net, inputs = made("utae", SIZE, torch.float64, train=True, **CONFIG, **config)
     mask = torch.zeros(2, 5, dtype=torch.bool)
     mask[0, 0] = mask[1, 2:] = True
     x = inputs["x"].masked_fill(mask[:, :, None, None, None], 0)
@@ -123,8 +124,9 @@ def test_dates_are_padded_by_mask_or_by_value() -> None:
     assert nothing.isfinite().all()
 
 
-def test_traced_calls_compute_all_dates_and_agree() -> None:
-    net, x, days, mask = padded_pair()
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_traced_calls_compute_all_dates_and_agree(norm: str) -> None:
+    net, x, days, mask = padded_pair(norm=norm)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     inputs = {"x": x.masked_fill(mask[:, :, None, None, None], torch.nan), "positions": days}
     inputs["key_padding_mask"] = mask
@@ -134,6 +136,18 @@ def test_traced_calls_compute_all_dates_and_agree() -> None:
         wanted = step(net, inputs)
     assert_close(found, wanted)
     assert not found["inputs"][0][mask].any()
+
+
+@pytest.mark.slow
+def test_batch_norm_of_valid_dates_compiles_without_a_graph_break() -> None:
+    net, x, days, mask = padded_pair(norm="batch")
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+
+    def run(points: Inputs) -> Tensor:
+        y: Tensor = compiled(points["x"], positions=days, key_padding_mask=mask)
+        return y
+
+    assert_steps_equal(net, {"x": x, "positions": days, "key_padding_mask": mask}, run)
 
 
 def test_the_encoder_runs_once_on_the_dates_there_are() -> None:

@@ -36,6 +36,7 @@ _is_legacy_batched = _symbol("_C._functorch.is_legacy_batchedtensor")
 _is_wrapped = _symbol("_C._functorch.is_functorch_wrapped_tensor")
 _softmax_backward_data = _symbol("_softmax_backward_data")
 _is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
+cast_operator = _symbol("ops.aten._to_copy.default")  # that `.to(dtype)` calls
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
 

@@ -91,7 +91,7 @@ class Float64Throughout(_torch.TorchDispatchMode):  # type: ignore[no-untyped-ca
     ) -> Any:
         kwargs = dict(kwargs or {})
         short = kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16)
-        if operator is torch.ops.aten._to_copy.default and short:
+        if operator is _torch.cast_operator and short:
             kwargs["dtype"] = torch.float64 if args[0].dtype == torch.float64 else kwargs["dtype"]
         return operator(*args, **kwargs)
 

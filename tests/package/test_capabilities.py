@@ -10,7 +10,6 @@ from matrix import DOCUMENT, Matrix, document, ours
 # Cells of new blocks whose slow tests fail or have not been run yet; it should be empty.
 SLOW = ("dynamic", "export", "inductor", "onnx", "onnx_dynamic")
 NOT_RECORDED = {(name, cell) for name in ("paps", "tsvit", "unet_tsf", "utae") for cell in SLOW}
-NOT_RECORDED |= {("paps", cell) for cell in ("make_fx", "ddp", "fsdp", "dcp")}
 
 
 def test_every_cell_is_recorded() -> None:

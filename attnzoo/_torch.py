@@ -204,7 +204,7 @@ class Facade(nn.Module):
 
     def own_parameters(self) -> dict[str, Any]:
         """The parameters of this module itself."""
-        found: dict[str, Any] = self.__dict__["_parameters"]
+        found: dict[str, Any] = self.__dict__[_own("_parameters")]
         return found
 
     def is_replica(self) -> bool:
@@ -260,18 +260,23 @@ class Facade(nn.Module):
 def _joined(name: str) -> property:
     """`_parameters` or `_buffers` of a facade: its own, and those of the module behind it.
 
-    They are read from `__dict__`, since torch.compile of torch 2.6 cannot trace `vars`.
+    They are read from `__dict__`, since torch.compile of torch 2.6 cannot trace `vars`, and by a
+    second key: that of torch 2.11 takes the property for what `__dict__` holds under its name.
     """
 
     def read(self: Facade) -> Any:
-        own = self.__dict__[name]
+        own = self.__dict__[_own(name)]
         behind = None if self.is_replica() else self.fronted()
         return own if behind is None else Joined(own, getattr(behind, name))
 
     def write(self: Facade, value: dict[str, Any]) -> None:
-        self.__dict__[name] = value
+        self.__dict__[name] = self.__dict__[_own(name)] = value
 
     return property(read, write)
+
+
+def _own(name: str) -> str:
+    return f"attnzoo_own{name}"
 
 
 def _non_persistent(self: Facade) -> set[str]:

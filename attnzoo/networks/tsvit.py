@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..autograd import needs_reference_form
+from ..ops.weight_decay import exempt
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import Count, Depth, Positive, Rate, Width
@@ -87,6 +88,7 @@ class TSViT(nn.Module):
         self.day_bias = nn.Parameter(torch.empty(dim).uniform_(-(DAYS**-0.5), DAYS**-0.5))
         self.class_tokens = nn.Parameter(torch.randn(1, num_classes, dim))
         self.places = nn.Parameter(torch.randn(1, side**2, dim))
+        exempt(self, "day_weight", "class_tokens", "places")
         layer = (dim, heads, dim_head, int(dim * mlp_ratio), dropout)
         self.temporal = Transformer(temporal_depth, *layer)
         self.spatial = Transformer(spatial_depth, *layer)

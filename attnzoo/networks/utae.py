@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _torch
 from ..autograd import needs_reference_form
 from ..blocks.ltae import LTAE
 from ..blocks.utae_aggregator import Mode, UTAEAggregator
@@ -152,9 +151,9 @@ class UTAE(nn.Module):
     def _extended(self, x: Tensor) -> Tensor:
         """The last row and column repeated up to a size that every level can halve and reflect."""
         step = 2 ** len(self.down_blocks)
-        larger = max if _torch.jit_tracing() else torch.sym_max
         for axis in (3, 4):
             n = x.shape[axis]
+            larger = torch.sym_max if isinstance(n, torch.SymInt) else max
             whole = step * larger(2, (n + step - 1) // step)
             if torch.compiler.is_compiling() or whole != n:  # a compiled graph serves any size
                 at = torch.arange(whole, device=x.device).clamp(max=n - 1)

@@ -43,10 +43,10 @@ def undecayed(groups: list[dict[str, Any]], net: nn.Module) -> set[str]:
 
 
 # What a block holds itself, of two axes or more, and is the weight of a projection all the same.
-WEIGHTS = {"swiftformer": {"w_g"}, "ltae": {"query"}}
+WEIGHTS = {"swiftformer": {"w_g"}, "ltae": {"query"}, "utae": {"query"}}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "agent": [{}, {"variant": "deit", "layout": "sequence"}],
-    "implicit": [{"variant": "full", "learn_bias": True}],
+    "implicit": [{"variant": "full", "learn_bias": True, "color_feats": False}],
 }
 
 

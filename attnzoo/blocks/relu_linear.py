@@ -99,7 +99,7 @@ class LiteMLA(nn.Module):
             else:
                 fields.append(point(near))
         y: Tensor = self.norm(self.proj(torch.cat([self._attend(f) for f in fields], 1)))
-        return memory_format.match_memory_format(y, x)
+        return memory_format.match_memory_format(memory_format.contiguous_gradient(y), x)
 
     def _attend(self, z: Tensor) -> Tensor:
         b, _, h, w = z.shape

@@ -165,3 +165,33 @@ def test_one_value_of_a_train_mode_batch_norm() -> None:
     assert block(torch.randn(1, 8, 1, 2)).isfinite().all()
     with pytest.raises(ValueError, match="BatchNorm 1 value per channel"):
         block(torch.randn(1, 8, 1, 1))
+
+
+def ambiguous(shape: tuple[int, int, int, int]) -> Tensor:
+    """A gradient whose strides fit both memory formats: H or W is 1."""
+    b, c, h, w = shape
+    return torch.randn(b, h * w, c, dtype=torch.float64).mT.reshape(shape)
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1)])
+def test_gradients_of_one_row_do_not_depend_on_strides(size: tuple[int, int]) -> None:
+    block = attnzoo.build("relu_linear", c=8).double().train()
+    x = torch.randn(1, 8, *size, dtype=torch.float64, requires_grad=True)
+    gradient = ambiguous((1, 8, *size))
+    assert gradient.stride(1) == 1
+    points = [x, *block.parameters()]
+    found = torch.autograd.grad(block(x), points, gradient)
+    plain = gradient.clone(memory_format=torch.contiguous_format)
+    assert_close(found, torch.autograd.grad(block(x), points, plain))
+
+
+def test_torch_has_not_mended_its_batch_norm() -> None:
+    """If this fails, `contiguous_gradient` can go, once the oldest torch is one that is right."""
+    norm = nn.BatchNorm2d(2).double()
+    x = torch.randn(1, 2, 1, 7, dtype=torch.float64, requires_grad=True)
+    gradient = ambiguous((1, 2, 1, 7))
+    (found,) = torch.autograd.grad(norm(x), x, gradient)
+    (wanted,) = torch.autograd.grad(
+        norm(x), x, gradient.clone(memory_format=torch.contiguous_format)
+    )
+    assert (found - wanted).abs().max() > 0.1

@@ -221,7 +221,7 @@ def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs
     """Maps whose last has the given size, and `size.steps` centers."""
     steps = [2 ** (len(config["dims"]) - 1 - i) for i in range(len(config["dims"]))]
     k = torch.arange(size.steps)
-    centers = torch.stack((3 * k % size.height, 5 * k % size.width), 1)
+    centers = torch.stack((3 * k % max(1, size.height), 5 * k % max(1, size.width)), 1)
     return {
         "features": [
             random(size.batch, c, -(-size.height // step), -(-size.width // step))

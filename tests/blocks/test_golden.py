@@ -23,8 +23,10 @@ def test_the_authors_weights_give_their_results(name: str, cell: Cell) -> None:
     assert not wrong, wrong
 
 
-def test_every_block_of_the_package_has_reference_vectors() -> None:
-    assert [name for name in attnzoo.names() if ours(name) and not reference.cases(name)] == []
+def test_every_block_of_the_package_has_reference_vectors_or_says_so() -> None:
+    without = [name for name in attnzoo.names() if ours(name) and not reference.cases(name)]
+    silent = [n for n in without if "no reference vectors" not in attnzoo.describe(n).differs]
+    assert silent == []
 
 
 def altered(y: Tensor, value: float, gradient: bool) -> Tensor:

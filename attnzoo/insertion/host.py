@@ -232,7 +232,10 @@ def enclosed(module: nn.Module) -> nn.Module:
 
 def gain(site: Inserted) -> Any:
     """The learned gain, or None without `zero_init`."""
-    return getattr(site, site.attnzoo_site.gain, None)
+    own = [*site.own_parameters().values()]  # it is the only one, if it exists
+    if own:  # torch.compile of torch 2.6 cannot trace the facade's lookup by name
+        return own[0]
+    return getattr(site, site.attnzoo_site.gain, None) if site.is_replica() else None
 
 
 def _attend(place: Inserted, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 import functools
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -34,7 +34,7 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 def survey(
     model: nn.Module,
-    where: Where | Collection[str] = "auto",
+    where: Where = "auto",
     *,
     example_input: Any,
     names: Names | None = None,
@@ -62,7 +62,7 @@ def survey(
 
     Args:
         model: the network.
-        where: the places, as `attnzoo.insert` takes them, a collection of paths, or "auto": what
+        where: the places, as `attnzoo.insert` takes them, or "auto": what
             the first rule that finds any proposes, of "residual" (after the last norm of each
             residual branch), "attention", "temporal" (layers of a stack over time), "branch"
             (residual branches that end otherwise) and "stage". "auto:stage" asks for one rule.
@@ -97,6 +97,9 @@ def survey(
     check.flag(train=train, compiled=compiled, residual=residual, zero_init=zero_init)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
+    for key, value in {"steps": steps, "seeds": seeds}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key}={value!r} must be an int of at least 1")
     configs = _configs(names)
     limits = budgets.parsed(budget)
     needs = ("data=", data), ("budget's training and memory", _of_training(limits))
@@ -172,7 +175,7 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
 
 
 def _places(
-    model: nn.Module, where: Where | Collection[str], example: Any
+    model: nn.Module, where: Where, example: Any
 ) -> tuple[str | None, places.Places, tuple[str, ...]]:
     """The rule and what all rules propose, for where="auto", and the paths."""
     if isinstance(where, str) and where.partition(":")[0] == "auto":
@@ -183,9 +186,6 @@ def _places(
         if rule not in proposed:
             raise ValueError(f"where={where!r} finds no place; {', '.join(proposed)} would")
         return rule, proposed, proposed[rule]
-    if isinstance(where, Collection) and not isinstance(where, str):
-        listed = list(where)
-        return None, {}, tuple(matches(model, lambda path, module: path in listed))
     return None, {}, tuple(matches(model, where))
 
 

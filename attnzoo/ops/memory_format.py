@@ -16,7 +16,7 @@ def contiguous_gradient(y: Tensor) -> Tensor:
 
     Where H or W is 1, strides do not determine the memory format, and torch (2.6 to 2.15) computes
     wrong gradients of BatchNorm from some of them. The backward pass of a selection of all channels
-    makes the gradient anew.
+    makes the gradient anew. A compiled graph is left as it is: it would be fixed to one size.
     """
     if torch.compiler.is_compiling() or 1 not in y.shape[2:]:
         return y

@@ -119,6 +119,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def import_named(name: str) -> ModuleType:
+    """The module of a dotted name; raises ValueError, worded, if it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -126,6 +127,7 @@ def import_named(name: str) -> ModuleType:
 
 
 def attribute_of(module: ModuleType, name: str) -> Any:
+    """The class or function of a module; raises ValueError with the nearest names."""
     thing = getattr(module, name, None)
     if thing is None or not callable(thing):
         near = messages.nearest(name, [key for key in vars(module) if not key.startswith("_")])

@@ -178,6 +178,7 @@ class Description:
     defaults: dict[str, Any]
     ranges: dict[str, str]  # legal values of the arguments that have a range
     example: dict[str, JSON]  # a config that builds
+    when: str  # the use it is for
     paper: str
     code: str
     math: str
@@ -210,7 +211,7 @@ class UnknownBlockError(ValueError, KeyError):
     __str__ = ValueError.__str__
 
 
-_SECTIONS = ("Paper", "Code", "Math", "Shapes", "Differs", "Cost")
+_SECTIONS = ("When", "Paper", "Code", "Math", "Shapes", "Differs", "Cost")
 _blocks: dict[str, Entry] = {}
 _entry_points: list[Any] | None = None  # those not loaded yet; None before the first look
 _lock = threading.Lock()

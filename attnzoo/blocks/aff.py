@@ -1,5 +1,7 @@
 """Attentional feature fusion: mixes two maps by a gate from the local and global context of both.
 
+When: two feature maps of one shape are added, as in a skip connection, and each place should choose
+    between them.
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
 Code: YimianDai/open-aff @0bcfd8a, `aff_pytorch/aff_net/fusion.py`, class `AFF`, contributed and
     merged there; the authors' own code is MXNet, `model/fusion.py`, `ASKCFuse`.

@@ -1,5 +1,6 @@
 """Agent attention: a few pooled queries, the agents, gather the values, and all queries read them.
 
+When: global attention is wanted on maps too large for softmax attention among all pixels.
 Paper: Agent Attention: On the Integration of Softmax and Linear Attention, Han et al., ECCV 2024,
     arXiv 2312.08874.
 Code: LeapLabTH/Agent-Attention @207ce3eb, `agent_transformer/models/agent_{pvt,swin,deit}.py`.

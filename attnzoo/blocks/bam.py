@@ -1,5 +1,7 @@
 """Bottleneck attention: a channel gate times a spatial gate of dilated convolutions.
 
+When: one gate between the stages of an image network is enough, and some 3x3 convolutions are
+    affordable.
 Paper: BAM: Bottleneck Attention Module, Park, Woo, Lee, Kweon, BMVC 2018, arXiv 1807.06514.
 Code: Jongchan/attention-module @459efad, `MODELS/bam.py`, class `BAM`.
 Math: y = x * (1 + sigmoid(g * s)); g = W2 h(W1 mean_HW(x)) (B, C), with h = relu(BN(.)) and

@@ -1,5 +1,6 @@
 """Bilinear resizing to the guidance's size: the baseline of the upsamplers.
 
+When: as the baseline that every other upsampler has to beat.
 Paper: none of its own; the baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`Bilinear`).
 Math: out[h, w] is the source at ((h + 1/2) H_s / H - 1/2, (w + 1/2) W_s / W - 1/2), bilinearly

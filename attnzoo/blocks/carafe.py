@@ -1,5 +1,6 @@
 """CARAFE: each output pixel reassembles a window of the source by weights predicted from it.
 
+When: a decoder or feature pyramid doubles its maps and has no high-resolution guidance.
 Paper: CARAFE: Content-Aware ReAssembly of FEatures, Wang et al., ICCV 2019, arXiv 1905.02188.
 Code: open-mmlab/mmcv @a8073c74, `mmcv/ops/carafe.py` (`CARAFEPack`), which is the authors'
     myownskyW7/CARAFE @aae8999.

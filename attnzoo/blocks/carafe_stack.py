@@ -1,5 +1,6 @@
 """CARAFE stack: four CARAFE upsamplings by 2, to sixteen times the size.
 
+When: features of a patch-16 backbone are wanted at full size, without an image as guidance.
 Paper: CARAFE: Content-Aware ReAssembly of FEatures, Wang et al., ICCV 2019, arXiv 1905.02188, as a
     baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`CarafeUpsampler`).

@@ -1,5 +1,7 @@
 """Convolutional block attention: a channel gate, then a spatial gate on its output.
 
+When: each stage of a convolutional network should weigh channels and places, at almost no cost in
+    products.
 Paper: CBAM: Convolutional Block Attention Module, Woo, Park, Lee, Kweon, ECCV 2018,
     arXiv 1807.06521.
 Code: Jongchan/attention-module @459efad, `MODELS/cbam.py`.

@@ -1,5 +1,6 @@
 """Coordinate attention: gates each row and each column of a channel by its strip means.
 
+When: a mobile network needs positions along both axes at the price of two strip means.
 Paper: Coordinate Attention for Efficient Mobile Network Design, Hou, Zhou, Feng, CVPR 2021,
     arXiv 2103.02907.
 Code: houqb/CoordAttention @7619bea (MIT), `coordatt.py`, class `CoordAtt`; the released network,

@@ -1,5 +1,6 @@
 """Causal temporal attention in windows: each step attends to earlier steps of its own window.
 
+When: a forecaster must not see later steps, and attention within windows of the series is enough.
 Paper: AirFormer: Predicting Nationwide Air Quality in China with Transformers, Liang et al.,
     AAAI 2023, arXiv 2211.15979.
 Code: yoshall/AirFormer @ef7d393, `src/models/airformer.py`, CT_MSA and TemporalAttention.

@@ -1,5 +1,7 @@
 """Dual attention: position attention and channel attention side by side, summed.
 
+When: segmentation needs every pixel and every channel to see all others, on a map of stride 8 or
+    more.
 Paper: Dual Attention Network for Scene Segmentation, Fu, Liu, Tian, Li, Bao, Fang, Lu, CVPR 2019,
     arXiv 1809.02983.
 Code: junfu1115/DANet @b0a0fa0, `encoding/models/sseg/danet.py`, class `DANetHead`, up to the

@@ -1,5 +1,6 @@
 """Channel attention of DANet: every channel attends to the channels least similar to it.
 
+When: channels should exchange information at a cost linear in the number of pixels.
 Paper: Dual Attention Network for Scene Segmentation, Fu, Liu, Tian, Li, Bao, Fang, Lu, CVPR 2019,
     arXiv 1809.02983.
 Code: junfu1115/DANet @b0a0fa0, `encoding/nn/da_att.py`, class `CAM_Module`.

@@ -1,5 +1,6 @@
 """Position attention of DANet: every pixel attends to all pixels.
 
+When: every pixel should see all others, on a small map: the cost is quadratic in the pixels.
 Paper: Dual Attention Network for Scene Segmentation, Fu, Liu, Tian, Li, Bao, Fang, Lu, CVPR 2019,
     arXiv 1809.02983.
 Code: junfu1115/DANet @b0a0fa0, `encoding/nn/da_att.py`, class `PAM_Module`.

@@ -1,5 +1,6 @@
 """Deformable interactive attention: the mean and the maximum over channels gate each other.
 
+When: a gate of places is wanted for a few dozen parameters, however many channels there are.
 Paper: An Adaptive Dual-Supervised Cross-Deep Dependency Network for Pixel-Wise Classification
     (ADCD-Net, its DIA module), IEEE TGRS 2025, document 10841446.
 Code: ChenC1027/ADCD-Net @bb9440c, `DIA_Module.py`, `DeformableAttention` (the default `scales`) and

@@ -1,5 +1,6 @@
 """Dilated inception: causal temporal convolutions of several kernel sizes, side by side.
 
+When: a series has patterns of several lengths and convolutions are preferred to attention.
 Paper: Connecting the Dots: Multivariate Time Series Forecasting with Graph Neural Networks, Wu,
     Pan, Long, Jiang, Chang, Zhang, KDD 2020, arXiv 2005.11650.
 Code: nnzhan/MTGNN @f811746, `layer.py`, `dilated_inception`; the gated pair is the product in

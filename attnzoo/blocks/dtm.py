@@ -1,6 +1,8 @@
 """Deep temporal Mamba: a Mamba mixer over features of several depths and a prior token.
 
-Paper: ADCD-Net, IEEE TGRS 2025, document 10841446 (its DTM-Module).
+When: features of several depths of a network are to be summed up in one vector.
+Paper: An Adaptive Dual-Supervised Cross-Deep Dependency Network for Pixel-Wise Classification
+    (ADCD-Net, its DTM module), IEEE TGRS 2025, document 10841446.
 Code: ChenC1027/ADCD-Net @bb9440ce, `ADCD_Net.py` (`S_Net.forward`), which imports `Mamba` from a
     file `DTM.py` that was never published.
 Math: t_i = relu(norm(W_i flatten(f_i) + b_i)), one token of `dim` per depth; s = [t_1, ..., t_k,

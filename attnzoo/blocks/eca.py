@@ -1,5 +1,6 @@
 """Efficient channel attention: gates each channel by a convolution along the channel means.
 
+When: channel attention has to be nearly free: it has as many parameters as its kernel has taps.
 Paper: ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks, Wang, Wu, Zhu,
     Li, Zuo, Hu, CVPR 2020, arXiv 1910.03151.
 Code: BangguWu/ECANet @b332f6b, `models/eca_module.py`, class `eca_layer`.

@@ -1,5 +1,7 @@
 """Efficient multi-scale attention: two branches per channel group weight each other's maps.
 
+When: channels should be gated in groups without reducing their number, at the price of 3x3
+    convolutions.
 Paper: Efficient Multi-Scale Attention Module with Cross-Spatial Learning, Ouyang, He, Zhang, Luo,
     Guo, Zhan, Huang, ICASSP 2023, arXiv 2305.13563.
 Code: YOLOonMe/EMA-attention-module @afc37ec, file `EMA_attention_module`, class `EMA`.

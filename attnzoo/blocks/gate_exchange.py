@@ -1,5 +1,6 @@
 """Gate exchange: sums several maps, weighted per channel by a softmax over the maps.
 
+When: several maps of one shape are to be fused and each channel should choose among them.
 Paper: none; derived from a prose description ("global average pooling, sigmoid, concatenation,
     softmax across the inputs, weighted sum"), with the gates of EPSANet (arXiv 2105.14447).
 Code: none published; murufeng/EPSANet @9955041, `models/epsanet.py`, has this weighting inside

@@ -1,5 +1,7 @@
 """Gated fusion: mixes two features by a learned gate of both.
 
+When: two features of one shape are to be mixed by a learned gate, in an image or a sequence
+    network.
 Paper: GMAN: A Graph Multi-Attention Network for Traffic Prediction, Zheng, Fan, Wang, Qi,
     AAAI 2020, arXiv 1911.08415, equations 11 and 12.
 Code: zhengchuanpan/GMAN @45ed232, `METR/model.py`, `gatedFusion` (TensorFlow); the weights' names

@@ -1,5 +1,7 @@
 """Global context: one vector, attention-pooled over all positions, added to each or scaling it.
 
+When: every position needs the same summary of the whole image, for less than pairwise attention
+    costs.
 Paper: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, Cao, Xu, Lin, Wei, Hu,
     ICCV Workshops 2019, arXiv 1904.11492.
 Code: xvjiarui/GCNet @029db54, `mmdet/ops/gcb/context_block.py`, class `ContextBlock`.

@@ -1,5 +1,6 @@
 """Iterative attentional feature fusion: mixes two maps, then mixes them again by the first result.
 
+When: as `aff`, when the first sum of the two maps is itself too crude; at twice its cost.
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
 Code: YimianDai/open-aff @0bcfd8a, `model/fusion.py` (MXNet), `ResGlobLocaforGlobLocaChaFuse`;
     weights and names of `aff_pytorch/aff_net/fusion.py`, class `iAFF`, contributed there.

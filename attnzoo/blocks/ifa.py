@@ -1,5 +1,6 @@
 """IFA: nearest-neighbor upsampling by 2, then an MLP that also gets the position in the pixel.
 
+When: maps are to be doubled by a small network that knows the position within each pixel.
 Paper: Learning Implicit Feature Alignment Function for Semantic Segmentation, Hu et al., ECCV 2022,
     arXiv 2206.08655, in the reduced form of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`IFA`).

@@ -1,5 +1,6 @@
 """Implicit featurizer: appends sines and cosines of each pixel's position to the channels.
 
+When: a network is to know where each pixel is: it appends position codes and learns nothing.
 Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
     Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516 (its implicit upsampler's input).
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`SimpleImplicitFeaturizer`, "simple")

@@ -1,5 +1,7 @@
 """Joint bilateral upsampling with a learned range kernel, to the size of a guiding image.
 
+When: coarse features should follow the edges of an image, to whose size they are brought in one
+    step.
 Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
     Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`JBULearnedRange`), the same in

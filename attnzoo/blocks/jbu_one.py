@@ -1,5 +1,6 @@
 """SimFeatUp's upsampler: one JBU upsampling by 2 applied four times, to sixteen times the size.
 
+When: as `jbu_stack`, with fewer parameters: one upsampler does all four steps.
 Paper: SegEarth-OV: Towards Training-Free Open-Vocabulary Segmentation for Remote Sensing Images,
     Li, Liu, Cao, Bai, Zhou, Meng, Wang, CVPR 2025, arXiv 2410.01768.
 Code: likyoo/SegEarth-OV @3e22a969, `simfeatup_dev/upsamplers.py` (`JBUOne`), the same in

@@ -1,5 +1,6 @@
 """JBU stack: four joint bilateral upsamplings by 2, to sixteen times the size.
 
+When: features of a patch-16 backbone should follow the image's edges at full size.
 Paper: FeatUp: A Model-Agnostic Framework for Features at Any Resolution, Fu, Hamilton, Brandt,
     Feldmann, Zhang, Freeman, ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`JBUStack`).

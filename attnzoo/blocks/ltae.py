@@ -1,5 +1,6 @@
 """Lightweight temporal attention encoder: a learned query per head pools a pixel's time series.
 
+When: a series of images or of vectors, such as satellite dates, is to be summed up in one.
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
     Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933; "original": Lightweight Temporal
     Self-Attention for Classifying Satellite Images Time Series, AALTD 2020, arXiv 2007.00586.

@@ -1,5 +1,7 @@
 """Multi-scale gated tanh unit: gated convolutions of several kernel sizes, mixed along time.
 
+When: traffic-like series of fixed length need a convolutional layer with gates and several kernel
+    sizes.
 Paper: DSTAGNN: Dynamic Spatial-Temporal Aware Graph Neural Network for Traffic Flow Forecasting,
     Lan, Ma, Huang, Wang, Yang, Li, ICML 2022, PMLR 162:11906-11917.
 Code: SYLan2019/DSTAGNN @d9b7f1f, `model/DSTAGNN_my.py`, `GTU` and the tail of

@@ -1,5 +1,6 @@
 """Mamba mixer: a selective state space over the sequence, in time linear in its length.
 
+When: sequences are long: the cost is linear in the length, and no step sees later ones.
 Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu, Dao, COLM 2024,
     arXiv 2312.00752.
 Code: state-spaces/mamba @e9594ce1, `mamba_ssm/modules/mamba_simple.py` (`Mamba`) with

@@ -1,5 +1,6 @@
 """Mix-attention of U-MixFormer: queries of one stage attend to the maps of all stages.
 
+When: a decoder should let each stage of a feature pyramid query all others.
 Paper: U-MixFormer: UNet-like Transformer with Mix-Attention for Efficient Semantic Segmentation,
     Yeom, von Klitzing, WACV 2025, arXiv 2312.06272.
 Code: julian-klitzing/u-mixformer @0d362182, `mmseg/models/decode_heads/umixformer_head.py`,

@@ -1,5 +1,6 @@
 """Multi-scale channel attention: gates every value by its local and global channel context.
 
+When: objects differ in size: the gate looks at the place and at the whole map at once.
 Paper: Attentional Feature Fusion, Dai, Gieseke, Oehmcke, Wu, Barnard, WACV 2021, arXiv 2009.14082.
 Code: YimianDai/open-aff @0bcfd8a, `aff_pytorch/aff_net/fusion.py`, class `MS_CAM`, contributed and
     merged there; the authors' own code is MXNet, `model/fusion.py`.

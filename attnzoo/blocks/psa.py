@@ -1,5 +1,6 @@
 """Pyramid squeeze attention: convolutions of several sizes, weighted by a softmax of their gates.
 
+When: it may replace a 3x3 convolution by convolutions of several sizes that compete per channel.
 Paper: EPSANet: An Efficient Pyramid Squeeze Attention Block on Convolutional Neural Network, Zhang,
     Zu, Lu, Zou, Meng, ACCV 2022, arXiv 2105.14447.
 Code: murufeng/EPSANet @9955041, `models/epsanet.py`, classes `PSAModule` and `SEWeightModule`.

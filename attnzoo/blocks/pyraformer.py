@@ -1,5 +1,6 @@
 """Pyramidal attention: each node of a multi-scale pyramid attends to neighbors, parent, children.
 
+When: series are long and have patterns at several scales: the cost is linear in the length.
 Paper: Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and
     Forecasting, Liu et al., ICLR 2022, OpenReview 0EXmFzUn5I.
 Code: ant-research/Pyraformer @ 84af4db, `pyraformer/Pyraformer_LR.py` (Encoder), `Layers.py`,

@@ -1,5 +1,6 @@
 """Coarser-scale construction: a series and its summaries at ever coarser scales, as one sequence.
 
+When: only the multi-scale summaries of a series are wanted, for attention of your own.
 Paper: Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and
     Forecasting, Liu et al., ICLR 2022, OpenReview 0EXmFzUn5I.
 Code: ant-research/Pyraformer @ 84af4db, `pyraformer/Layers.py`, Bottleneck_Construct,

@@ -1,5 +1,6 @@
 """Multi-scale ReLU linear attention: keys and values summed once, at several receptive fields.
 
+When: high-resolution maps need global attention without a softmax.
 Paper: EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction, Cai, Li, Hu,
     Gan, Han, ICCV 2023, arXiv 2205.14756.
 Code: mit-han-lab/efficientvit @de7d7733, `efficientvit/models/nn/ops.py`, `LiteMLA`.

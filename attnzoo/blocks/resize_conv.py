@@ -1,5 +1,6 @@
 """Resize-convolution: four bilinear upsamplings by 2, each with a guided convolution added.
 
+When: as the learned baseline of the guided upsamplers.
 Paper: a baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`LayeredResizeConv`).
 Math: four times x = big + act(conv([big, small])), big = bilinear(x) at twice the size, small =

@@ -1,5 +1,6 @@
 """SAPA: each pixel of the guidance attends to the window around its pixel of the source.
 
+When: decoder features are upsampled and the encoder's map of the larger size is at hand.
 Paper: SAPA: Similarity-Aware Point Affiliation for Feature Upsampling, Lu et al., NeurIPS 2022,
     arXiv 2209.12866.
 Code: poppinace/sapa @5530ef8b, `SAPA.py` (`SAPA`) and `SAPAExp.py` (`SAPAExp`).

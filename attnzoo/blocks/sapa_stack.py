@@ -1,5 +1,6 @@
 """SAPA stack: four SAPA upsamplings by 2, to sixteen times the size.
 
+When: features of a patch-16 backbone are wanted at full size, guided by pooled images.
 Paper: SAPA: Similarity-Aware Point Affiliation for Feature Upsampling, Lu et al., NeurIPS 2022,
     arXiv 2209.12866, as a baseline of FeatUp, Fu et al., ICLR 2024, arXiv 2403.10516.
 Code: mhamilton723/FeatUp @6b5a6c0e, `featup/upsamplers.py` (`SAPAUpsampler`).

@@ -1,5 +1,6 @@
 """Squeeze-and-excitation: gates each channel by a bottleneck MLP of the channel means.
 
+When: as the first block to try: the plainest channel gate, of two small linear layers.
 Paper: Squeeze-and-Excitation Networks, Hu, Shen, Albanie, Sun, Wu, CVPR 2018, arXiv 1709.01507.
 Code: hujie-frank/SENet @0262d43 (Caffe only); the port its README links to, moskomule/senet.pytorch
     @8cb2669, `senet/se_module.py`, is what the reference vectors were run on.

@@ -1,5 +1,6 @@
 """Self gate: scales each channel by EPSANet's squeeze-and-excitation weight of the same map.
 
+When: EPSANet's channel gate is wanted by itself; it is that of `se` with biases.
 Paper: none; derived from a prose description of gates, with squeeze-and-excitation
     (arXiv 1709.01507) in the form of EPSANet (arXiv 2105.14447).
 Code: murufeng/EPSANet @9955041, `models/epsanet.py`, class `SEWeightModule`, gives the weight; the

@@ -1,7 +1,9 @@
 """Self-self attention of CLIP's last block: queries attend to queries, keys to keys.
 
-Paper: SegEarth-OV, Li et al., CVPR 2025, arXiv 2410.01768 ("qkv", and the removal of the global
-    bias); ClearCLIP, Lan et al., ECCV 2024, arXiv 2407.12442 ("qq"); SCLIP, Wang, Mei, Yuille,
+When: CLIP's dense features are to be read without training, for open-vocabulary segmentation.
+Paper: SegEarth-OV: Towards Training-Free Open-Vocabulary Segmentation for Remote Sensing Images,
+    Li et al., CVPR 2025, arXiv 2410.01768 ("qkv", and the removal of the global bias);
+    ClearCLIP, Lan et al., ECCV 2024, arXiv 2407.12442 ("qq"); SCLIP, Wang, Mei, Yuille,
     ECCV 2024, arXiv 2312.01597 ("csa"); MaskCLIP, Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071
     ("identity"); GEM, Bousselham et al., CVPR 2024, arXiv 2312.00878 ("gem").
 Code: likyoo/SegEarth-OV @3e22a969, `open_clip/transformer.py`, `VisionTransformer.custom_attn`;

@@ -1,5 +1,6 @@
 """SimAM: gates every value by its distance from the channel's mean; it has no parameters.
 
+When: no parameter may be added, as in a network whose weights are frozen or fixed in number.
 Paper: SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks, Yang,
     Zhang, Li, Xie, ICML 2021 (PMLR 139).
 Code: ZjjConan/SimAM @ae98f43, `networks/attentions/simam_module.py`, class `simam_module`.

@@ -1,5 +1,6 @@
 """Selective kernels: convolutions of several dilations, mixed per channel by a softmax over them.
 
+When: it may replace a 3x3 convolution by several dilations that compete per channel.
 Paper: Selective Kernel Networks, Li, Wang, Hu, Yang, CVPR 2019, arXiv 1903.06586.
 Code: implus/SKNet @17dd708 (Caffe only, `models/sknet50.prototxt`); the reference vectors were run
     on timm 1.0.31, `SelectiveKernel(split_input=False)`, which is the same list of layers.

@@ -1,5 +1,6 @@
 """Efficient additive attention: one normalized global query, linear in the number of tokens.
 
+When: attention on mobile hardware must be linear in the number of tokens.
 Paper: SwiftFormer: Efficient Additive Attention for Transformer-based Real-time Mobile Vision
     Applications, Shaker, Maaz, Rasheed, Khan, Yang, Khan, ICCV 2023, arXiv 2303.15446.
 Code: Amshaker/SwiftFormer @4aa6cd67, `models/swiftformer.py`, `EfficientAdditiveAttnetion` (sic).

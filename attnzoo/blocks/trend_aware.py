@@ -1,5 +1,6 @@
 """Temporal trend-aware attention: queries and keys are convolutions along time, values are not.
 
+When: the shape of a series around each step matters more than its value at the step.
 Paper: Learning Dynamics and Heterogeneity of Spatial-Temporal Graph Data for Traffic Forecasting,
     Guo, Lin, Wan, Li, Cong, IEEE TKDE 2021 (ASTGNN).
 Code: guoshnBJTU/ASTGNN @9c2e19b, `model/ASTGNN.py`, `MultiHeadAttentionAwareTemporalContex_q1d_k1d`
@@ -19,9 +20,8 @@ Differs: `mode="causal"` by itself still attends to later steps, as the authors'
     two modes that have it, unless kernel_size=1. Masked scores are -inf here and -1e9 there, which
     float16 cannot represent. Their causal convolutions fail at kernel_size=1, and `_qc_k1d` fails
     unless its keys are segments; both work here. Even kernels would shorten the series and raise.
-Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs
-    T (2 c^2 kernel_size + 2 c^2) + 2 T^2 c. The authors' causal convolutions also compute
-    kernel_size - 1 columns that are cut off, which do not count.
+Cost: parameters 2 (c^2 kernel_size + c) + 2 (c^2 + c); MACs T (2 c^2 kernel_size + 2 c^2)
+    + 2 T^2 c, without the kernel_size - 1 columns that the authors compute and cut off.
 """
 
 from typing import Literal

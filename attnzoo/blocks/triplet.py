@@ -1,5 +1,6 @@
 """Triplet attention: three gates, each from the maximum and the mean over one axis, averaged.
 
+When: channels and places should be gated for a few hundred parameters, whatever the width.
 Paper: Rotate to Attend: Convolutional Triplet Attention Module, Misra, Nalamada, Arasanipalai,
     Hou, WACV 2021, arXiv 2010.03045.
 Code: landskape-ai/triplet-attention @2cf02fb, `triplet_attention.py`; the older

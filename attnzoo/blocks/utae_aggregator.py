@@ -1,5 +1,6 @@
 """Temporal aggregation of U-TAE: a sum over T by the attention weights of the lowest resolution.
 
+When: maps of all dates are to be collapsed by attention weights computed at a coarser scale.
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
     Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933.
 Code: VSainteuf/utae-paps @987874e, `src/backbones/utae.py`, class `Temporal_Aggregator`.

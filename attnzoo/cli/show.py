@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the description; returns the exit status."""
     record = registry.describe(options.name)
     print(f"{record.signature}\n\n{record.title}.\n")
-    for label in ("paper", "code", "math", "shapes", "differs", "cost"):
+    for label in ("when", "paper", "code", "math", "shapes", "differs", "cost"):
         text = getattr(record, label)
         if text:
             print(f"{label.capitalize()}:", text.replace("\n", "\n    "))

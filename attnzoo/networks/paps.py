@@ -1,5 +1,6 @@
 """PaPs: parcels as points, the panoptic head on U-TAE's maps.
 
+When: every parcel of a satellite series is to be outlined and classified, on the maps of `utae`.
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
     Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933.
 Code: VSainteuf/utae-paps @987874e, `src/panoptic/paps.py`, class `PaPs`.

@@ -1,5 +1,6 @@
 """TSViT: a transformer over the dates of each patch, then one over the patches for each class.
 
+When: each pixel of a satellite series is to be classified and the images have a fixed size.
 Paper: ViTs for SITS: Vision Transformers for Satellite Image Time Series, Tarasiou, Chavez,
     Zafeiriou, CVPR 2023, arXiv 2301.04944.
 Code: michaeltrs/DeepSatModels @782f736, `models/TSViT/TSViTdense.py` class `TSViT`, `module.py`.

@@ -1,5 +1,6 @@
 """U-MixFormer's decoder: mix-attention at every stage of a pyramid, deepest first.
 
+When: a pyramid of any encoder needs a light decoder for semantic segmentation.
 Paper: U-MixFormer: UNet-like Transformer with Mix-Attention for Efficient Semantic Segmentation,
     Yeom, von Klitzing, WACV 2025, arXiv 2312.06272.
 Code: julian-klitzing/u-mixformer @0d362182, `mmseg/models/decode_heads/umixformer_head.py` class

@@ -1,5 +1,6 @@
 """UnetTSF: a linear U-net over a series and its pooled copies, which forecasts its next values.
 
+When: a fast forecaster for long horizons is wanted, or a linear baseline for one.
 Paper: UnetTSF: A Better Performance Linear Complexity Time Series Prediction Model, Chu, Xiao,
     Yuan, 2024, arXiv 2401.03001.
 Code: lichuustc/UnetTSF @76cfd98, `models/Time_Unet.py` class `Model`, `layers/RevIN.py`.

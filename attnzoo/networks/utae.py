@@ -1,5 +1,6 @@
 """U-TAE: a U-net over image series whose skips are collapsed by one attention over the dates.
 
+When: each pixel of a satellite series is to be classified, at any size and with missing dates.
 Paper: Panoptic Segmentation of Satellite Image Time Series with Convolutional Temporal Attention
     Networks, Garnot, Landrieu, ICCV 2021, arXiv 2107.07933.
 Code: VSainteuf/utae-paps @987874e, `src/backbones/utae.py`, class `UTAE`.

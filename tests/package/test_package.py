@@ -75,6 +75,7 @@ DOCUMENTS = (
     "README.md",
     "docs/adding-a-block.md",
     "docs/checking.md",
+    "docs/index.md",
     "docs/insert.md",
     "docs/networks.md",
     "docs/survey.md",

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def row(job: Job) -> Row:
     Raises what the block raises, and WrongResultError if its results are wrong.
     """
     settings, entry = job.settings, find(job.block)
-    with _threads(settings.threads), cuda.ieee():
+    with clock.cpu_threads(settings.threads), cuda.ieee():
         config = entry.bind(**job.config)
         bound = _built(job, entry, config)
         checker = Checker(entry, config, bound, settings)
@@ -152,13 +151,3 @@ def _costs(bound: Bound, counts: Counts, settings: Settings) -> dict[str, Any]:
         "memory_saved_bytes": saved,
         "memory_peak_bytes": peak,
     }
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

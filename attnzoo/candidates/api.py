@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from ..bench.timing.clock import cpu_threads
 from ..insertion import insert
 from ..insertion.host import How
 from ..insertion.matching import Where, matches
@@ -44,6 +45,7 @@ def survey(
     train: bool = True,
     compiled: bool = False,
     device: str | torch.device | None = None,
+    threads: int = 1,
     seconds: float = 0.5,
     budget: str | Mapping[str, str | float] | None = None,
     data: Data | None = None,
@@ -73,6 +75,7 @@ def survey(
         train: measure the training step and the bytes that autograd saves, too.
         compiled: measure both under `torch.compile`, too.
         device: where to measure; default: where the model's parameters are.
+        threads: of the CPU's operators. One is steadiest where other processes run, too.
         seconds: of samples for each network and pass.
         budget: limits, such as "latency=5%,parameters=1M"; each row says whether it is inside.
             Keys: parameters, macs, latency (of inference), training, memory.
@@ -97,7 +100,7 @@ def survey(
     check.flag(train=train, compiled=compiled, residual=residual, zero_init=zero_init)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
-    for key, value in {"steps": steps, "seeds": seeds}.items():
+    for key, value in {"threads": threads, "steps": steps, "seeds": seeds}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key}={value!r} must be an int of at least 1")
     configs = _configs(names)
@@ -121,7 +124,7 @@ def survey(
     rows: list[Candidate] = []
     misfits: list[Misfit] = []
     waiting = dict(configs)
-    with torch.random.fork_rng([at] if at.type == "cuda" else []):
+    with torch.random.fork_rng([at] if at.type == "cuda" else []), cpu_threads(threads):
         runner = Runner(copy.deepcopy(model), example_input, place, options)
         try:
             for name, config in configs.items():
@@ -141,7 +144,7 @@ def survey(
         other_rules={key: value for key, value in proposed.items() if key != rule},
         how=how,
         budget=limits,
-        setting=_setting(at, example_input),
+        setting=_setting(at, threads, example_input),
         parameters=sum(p.numel() for p in model.parameters()),
         macs=runner.macs,
         inference_ms=min((row.inference.plain_ms for row in rows), default=None),
@@ -189,11 +192,11 @@ def _places(
     return None, {}, tuple(matches(model, where))
 
 
-def _setting(device: torch.device, example: Any) -> dict[str, Any]:
+def _setting(device: torch.device, threads: int, example: Any) -> dict[str, Any]:
     shapes = ["x".join(map(str, t.shape)) for t in tensors(*arguments(example))]
     return {
         "device": str(device),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "input": " + ".join(shapes),

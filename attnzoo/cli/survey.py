@@ -48,7 +48,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--no-train", action="store_true", help="measure inference alone")
     command.add_argument("--compiled", action="store_true", help="measure torch.compile, too")
     command.add_argument("--device", help="torch device: cpu, cuda, ...")
-    command.add_argument("--threads", type=int, metavar="N", help="of the CPU")
+    command.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the CPU (%(default)s)"
+    )
     command.add_argument(
         "--seconds", type=float, default=0.5, help="of samples for each pass (%(default)s)"
     )
@@ -61,14 +63,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(options: argparse.Namespace) -> int:
     """Print the table; returns 0, 1 if no block fits, or 130 after Ctrl-C."""
-    import torch
-
     from ..candidates import models, survey
 
-    if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"--threads {options.threads} must be at least 1")
-        torch.set_num_threads(options.threads)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # for package.module:FUNCTION
     found = survey(
@@ -80,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
         train=not options.no_train,
         compiled=options.compiled,
         device=options.device,
+        threads=options.threads,
         seconds=options.seconds,
         budget=options.budget,
         progress=_progress() if sys.stderr.isatty() else None,

@@ -1,10 +1,12 @@
 """`attnzoo.survey`: ratios of times, places, budgets, training, and what is left as it was."""
 
+import copy
 import csv
 import io
 import itertools
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -44,11 +46,6 @@ QUICK = {"example_input": X, "seconds": 0.01}
 def net() -> nn.Module:
     torch.manual_seed(0)
     return Net()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -130,6 +127,46 @@ def test_nothing_of_the_model_changes():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_threads_are_those_asked_for_and_restored():
+    seen = []
+
+    class Asking(Net):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one = attnzoo.survey(Asking(), "stem", names=["eca"], **QUICK)
+        assert seen[-1] == one.setting["threads"] == 1
+        two = attnzoo.survey(Asking(), "stem", names=["eca"], threads=2, **QUICK)
+        assert seen[-1] == two.setting["threads"] == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_ratios_hold_against_a_separate_measurement():
+    x, places = torch.randn(2, 3, 64, 64), "layer[1-4].*.bn2"
+    plain = torchvision.models.resnet18()
+    names = ["eca", "cbam", "swiftformer"]
+    report = attnzoo.survey(plain, places, example_input=x, names=names, seconds=2.0)
+    for row in report.rows:
+        other = copy.deepcopy(plain)
+        attnzoo.insert(other, places, row.block, example_input=x)
+        least = [math.inf, math.inf]
+        for _ in range(40):
+            for i, network in enumerate((plain, other)):
+                network.train()
+                start = time.thread_time()
+                network(x).sum().backward()
+                least[i] = min(least[i], time.thread_time() - start)
+        ratio = least[1] / least[0]
+        assert 0.85 * row.training.low < ratio < 1.15 * row.training.high, (row.block, ratio)
 
 
 def test_interrupts_leave_the_rows_so_far():

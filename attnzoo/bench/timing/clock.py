@@ -6,10 +6,11 @@ longer) and is measured in CPU time of the thread. Samples are taken in rounds, 
 reach the same minimum while a reference load runs at its best speed.
 """
 
+import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,3 +100,14 @@ class ReferenceLoad:
 
 
 _reference_load = functools.cache(ReferenceLoad)  # one per process, which knows its best time
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Run torch's operators on so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,8 +12,7 @@ CALLS = 4  # that must each keep more before it counts
 
 def kept_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
     """Bytes of tensors that every call keeps beyond those before it; 0 if one call keeps none."""
-    gc.collect()
-    gc.freeze()  # so that only objects made from now on are listed
+    gc.freeze()  # so that only objects made from now on are collected and listed
     try:
         before, grown = _live_bytes(device), 0
         for _ in range(CALLS):

@@ -27,6 +27,8 @@ SLACK = {  # times a dtype's precision, since sums of many terms accumulate roun
     torch.float64: 32.0,
 }
 
+_LARGEST = torch.finfo(torch.float64).max
+
 
 class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that perturbs every operator's float64 results at random, as if rounded to `dtype`.
@@ -55,10 +57,9 @@ class StochasticRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def rounded(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64 or tensor.untyped_storage().data_ptr() in given:
                 return tensor  # a view, or an in-place result, not a new one
-            noise = torch.rand(tensor.shape, generator=self.generator, dtype=tensor.dtype) - 0.5
-            exact = (tensor == 0) | tensor.isinf()
-            size = tensor.abs().clamp_min_(self.tiny).masked_fill_(exact, 0.0)
-            return tensor.addcmul_(size, noise, value=self.eps)
+            noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float32) - 0.5
+            size = tensor.abs().clamp_(self.tiny, _LARGEST)  # infinity stays what it is
+            return tensor.add_(size.masked_fill_(tensor == 0, 0.0).mul_(noise), alpha=self.eps)
 
         return tree_map_only(Tensor, rounded, output)
 

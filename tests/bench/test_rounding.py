@@ -20,3 +20,11 @@ def test_views_zeros_and_writes_in_place_are_exact() -> None:
         assert torch.equal(x.view(2, 2) * 1, torch.zeros(2, 2, dtype=torch.float64))
         y = x.add_(1.0)
     assert torch.equal(y, torch.ones(4, dtype=torch.float64))
+
+
+def test_infinity_and_nan_stay_what_they_are() -> None:
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=torch.float64)
+    with StochasticRounding(torch.float32, 0):
+        y = x * 1
+    assert torch.equal(y[:2], x[:2])
+    assert y[2].isnan()

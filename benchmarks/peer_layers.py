@@ -2,122 +2,22 @@
 
 Each entry says how a peer is built so that it computes what our block does at a given config, and
 how its weights are renamed. Only comparable layers are listed: timm's `se`, `cbam` and `coord`
-round their hidden widths up to multiples of 8 by default, which is disabled here. Authors' modules
-that no longer import under current versions of torch and timm (Pyraformer, SwiftFormer), need a GPU
-(mamba, CARAFE, SAPA) or mmcv (GCNet) to import, or stop at an undefined name (BAM), are left out.
+round their hidden widths up to multiples of 8 by default, which is disabled here. Where no class of
+the authors' is the whole block, their classes are joined here as their network joins them. mamba is
+their module with their reference scan, since the fused one needs a GPU. Authors' modules that need
+a GPU (CARAFE, SAPA) or mmcv (GCNet), or stop at an undefined name (BAM), are left out.
 """
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from attnzoo.registry import Inputs
-from attnzoo.testing.inputs import call
+from attnzoo.registry import Inputs, InputSize
 
-Config = Mapping[str, Any]
-State = Mapping[str, Tensor]
-PACKAGES = ("timm", "fightingcv-attention")
-
-
-class MissingPeerError(RuntimeError):
-    """A peer's code is not installed, or does not load."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A class of another library that computes the same as a block."""
-
-    block: str
-    source: str  # a package of `PACKAGES`, or the authors' repository, OWNER/NAME
-    module: str  # its import path, or the file inside the repository
-    name: str
-    keywords: Callable[[Config], dict[str, Any]]
-    ours: Config = field(default_factory=dict)  # config with which our block computes the same
-    keys: Callable[[State], State] = dict  # their state dict under the authors' names
-    call: Callable[[nn.Module, Inputs], Any] = call
-
-    def build(self, config: Config, upstream: Path | None) -> nn.Module:
-        """The peer at our block's config. Raises MissingPeerError if its code is not available."""
-        if self.source in PACKAGES:
-            cls = getattr(_package(self.source, self.module), self.name)
-        else:
-            if upstream is None:
-                raise MissingPeerError(f"{self.source} needs --upstream DIR with its checkout")
-            folder = upstream / self.source.split("/")[1]
-            cls = getattr(_checkout(folder, self.module, self.source), self.name)
-        built: nn.Module = cls(**self.keywords(config))
-        return built
-
-    def version(self, upstream: Path | None) -> str:
-        """The package's version, or the commit of the checkout if it is a git repository."""
-        if self.source in PACKAGES:
-            return version(self.source)
-        folder = (upstream or Path()) / self.source.split("/")[1]
-        head = folder / ".git" / "HEAD"
-        text = head.read_text().strip() if head.is_file() else ""
-        target = folder / ".git" / text.removeprefix("ref: ")
-        if text.startswith("ref: "):
-            text = target.read_text().strip() if target.is_file() else ""
-        return text[:7] or "commit unknown"
-
-
-def _package(package: str, module: str) -> Any:
-    try:
-        version(package)
-        return importlib.import_module(module)
-    except (PackageNotFoundError, ImportError) as error:
-        raise MissingPeerError(
-            f'{package} does not load ({error}): pip install "attnzoo[peers]"'
-        ) from error
-
-
-def _checkout(folder: Path, file: str, source: str) -> Any:
-    """A module of a checkout, by its path; it can import other modules of the checkout."""
-    path = folder / file
-    if not path.is_file():
-        raise MissingPeerError(
-            f"{path} does not exist: git clone https://github.com/{source} {folder}"
-        )
-    name = file.removesuffix(".py").replace("/", ".")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise MissingPeerError(f"{path} is not a Python module")
-    module = importlib.util.module_from_spec(spec)
-    with _importable(folder):
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # importing it may raise anything
-            raise MissingPeerError(
-                f"{path} does not load: {type(error).__name__}: {error}"
-            ) from error
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Put the checkout on the path, and remove its modules from `sys.modules` afterwards.
-
-    Several repositories have a package named `models` or `src`, which must not be confused.
-    """
-    before = dict(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - set(before):
-            places = [getattr(sys.modules[name], "__file__", None)]
-            places += [*getattr(sys.modules[name], "__path__", ())]
-            if any(place and Path(place).is_relative_to(folder) for place in places):
-                del sys.modules[name]
+from peer import Config, Peer, State
 
 
 def _renamed(**names: str) -> Callable[[State], State]:
@@ -155,6 +55,104 @@ def _ltae(block: nn.Module, inputs: Inputs) -> Any:
 
 def _hidden(config: Config, least: int = 1) -> int:
     return int(max(least, config["c"] // config["reduction"]))
+
+
+class _Agent(nn.Module):
+    """Their attention on tokens, given the size of the map."""
+
+    def __init__(self, module: ModuleType, config: Config, size: InputSize) -> None:
+        super().__init__()
+        self.attention = module.AgentAttention(
+            config["c"],
+            size.height * size.width,
+            num_heads=config["heads"],
+            qkv_bias=bool(config["qkv_bias"]),
+            sr_ratio=config["sr_ratio"],
+            agent_num=config["agents"],
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y: Tensor = self.attention(x.flatten(2).transpose(1, 2), h, w)
+        return y.transpose(1, 2).reshape(b, c, h, w)
+
+
+class _GatedInception(nn.Module):
+    """The gated pair of MTGNN's `gtnet.forward`."""
+
+    def __init__(self, module: ModuleType, config: Config, size: InputSize) -> None:
+        super().__init__()
+        widths = config["c"], config["c_out"] or config["c"], config["dilation"]
+        self.filter_conv = module.dilated_inception(*widths)
+        self.gate_conv = module.dilated_inception(*widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.filter_conv(x)) * torch.sigmoid(self.gate_conv(x))
+
+
+class _MultiScaleGTU(nn.Module):
+    """The tail of DSTAGNN's `DSTAGNN_block.forward`."""
+
+    def __init__(self, module: ModuleType, config: Config, size: InputSize) -> None:
+        super().__init__()
+        c, length, kernels = config["c"], config["length"], config["kernels"]
+        self.gtu3, self.gtu5, self.gtu7 = (module.GTU(c, 1, k) for k in kernels)
+        steps = len(kernels) * (length + 1) - sum(kernels)
+        self.fcmy = nn.Sequential(nn.Linear(steps, length), nn.Dropout(config["dropout"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = torch.cat([self.gtu3(x), self.gtu5(x), self.gtu7(x)], dim=-1)
+        return torch.relu(x + self.fcmy(units))
+
+
+class _Embedded(nn.Module):
+    """Stands for Pyraformer's embedding: its input is embedded already."""
+
+    def forward(self, x: Tensor, marks: None) -> Tensor:
+        return x
+
+
+def _pyraformer(module: ModuleType, config: Config, size: InputSize) -> nn.Module:
+    c, quarter = config["c"], config["c"] // 4
+    encoder: nn.Module = module.Encoder(
+        SimpleNamespace(
+            d_model=c,
+            model="Pyraformer",
+            window_size=list(config["windows"]),
+            truncate=True,
+            decoder="attention",
+            input_size=size.steps,
+            inner_size=config["inner"],
+            device="cpu",
+            use_tvm=False,
+            d_inner_hid=config["d_inner"] or c,
+            n_head=config["heads"],
+            d_k=config["d_k"] or quarter,
+            d_v=config["d_v"] or quarter,
+            dropout=config["dropout"],
+            n_layer=config["n_layers"],
+            embed_type="DataEmbedding",
+            enc_in=1,
+            CSCM="Bottleneck_Construct",
+            d_bottleneck=config["bottleneck"] or quarter,
+        )
+    )
+    encoder.enc_embedding = _Embedded()
+    return encoder
+
+
+def _mamba(module: ModuleType, config: Config, size: InputSize) -> nn.Module:
+    """Their module with the reference scan that its interface defines."""
+    interface = module.mamba_inner_fn.__globals__
+    module.selective_scan_fn = interface["selective_scan_ref"]  # type: ignore[attr-defined]
+    built: nn.Module = module.Mamba(
+        config["c"],
+        d_state=config["state"],
+        d_conv=config["conv"],
+        expand=config["expand"],
+        use_fast_path=False,
+    )
+    return built
 
 
 FIGHTING = "fightingcv_attention.attention"
@@ -390,5 +388,101 @@ PEERS = (
             "T": c["period"],
         },
         call=_ltae,
+    ),
+    Peer(
+        block="agent",
+        source="LeapLabTHU/Agent-Attention",
+        module="agent_transformer/models/agent_pvt.py",
+        name="AgentAttention",
+        make=_Agent,
+        keys=lambda state: {key.removeprefix("attention."): t for key, t in state.items()},
+        blank=("timm.models.layers", "timm.models.registry", "timm.models.vision_transformer"),
+    ),
+    Peer(
+        block="swiftformer",
+        source="Amshaker/SwiftFormer",
+        module="models/swiftformer.py",
+        name="EfficientAdditiveAttnetion",
+        keywords=lambda c: {"in_dims": c["c"], "token_dim": c["c"], "num_heads": c["heads"]},
+        ours={"layout": "sequence"},
+        blank=(
+            "timm.data",
+            "timm.models.layers",
+            "timm.models.layers.helpers",
+            "timm.models.registry",
+        ),
+    ),
+    Peer(
+        block="mamba",
+        source="state-spaces/mamba",
+        module="mamba_ssm/modules/mamba_simple.py",
+        name="Mamba",
+        make=_mamba,
+        blank=(
+            "mamba_ssm",
+            "mamba_ssm.ops.triton.layer_norm",
+            "mamba_ssm.ops.triton.selective_state_update",
+        ),
+    ),
+    Peer(
+        block="trend_aware",
+        source="guoshnBJTU/ASTGNN",
+        module="model/ASTGNN.py",
+        name="MultiHeadAttentionAwareTemporalContex_q1d_k1d",
+        keywords=lambda c: {
+            "nb_head": c["heads"],
+            "d_model": c["c"],
+            "num_of_weeks": 0,
+            "num_of_days": 0,
+            "num_of_hours": 1,
+            "points_per_hour": 12,
+            "kernel_size": c["kernel_size"],
+        },
+        call=lambda block, inputs: block(*[inputs["query"]] * 3),
+        blank=("lib.utils",),
+    ),
+    Peer(
+        block="pyraformer",
+        source="ant-research/Pyraformer",
+        module="pyraformer/Pyraformer_LR.py",
+        name="Encoder",
+        make=_pyraformer,
+        call=lambda block, inputs: block(inputs["x"], None),
+        blank=("torch.functional",),  # a name that it imports is gone
+    ),
+    Peer(
+        block="ct_msa",
+        source="yoshall/AirFormer",
+        module="src/models/airformer.py",
+        name="CT_MSA",
+        keywords=lambda c: {
+            "dim": c["c"],
+            "depth": c["depth"],
+            "heads": c["heads"],
+            "window_size": c["window"],
+            "mlp_dim": c["mlp_dim"] or 2 * c["c"],
+            "num_time": c["length"],
+            "device": "cpu",
+        },
+        axes=(0, 3, 1, 2),
+        blank=("src.base.model", "src.layers.embedding"),
+    ),
+    Peer(
+        block="m_gtu",
+        source="SYLan2019/DSTAGNN",
+        module="model/DSTAGNN_my.py",
+        name="GTU",
+        make=_MultiScaleGTU,
+        axes=(0, 3, 1, 2),
+        blank=("lib.utils",),
+    ),
+    Peer(
+        block="dilated_inception",
+        source="nnzhan/MTGNN",
+        module="layer.py",
+        name="dilated_inception",
+        make=_GatedInception,
+        ours={"gated": True, "padding": "valid"},
+        axes=(0, 3, 1, 2),
     ),
 )

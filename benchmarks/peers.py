@@ -1,14 +1,17 @@
 """Compares the speed of blocks with layers of other libraries and with the authors' code.
 
-    python benchmarks/peers.py --blocks se,cbam --upstream ~/checkouts --out results
+    python benchmarks/peers.py --upstream ~/checkouts --compiled --out benchmarks/results/cpu
 
-Both sides get the same inputs and, if the weights can be copied, the same weights; samples
-alternate as in `attnzoo compare`, so that a machine that slows down slows both. A ratio is the
-minimum of their times over the minimum of ours: above 1, ours is faster.
+Both sides get the same inputs, each in its own layout, and, if the weights can be copied, the same
+weights; samples alternate as in `attnzoo compare`, so that a machine that slows down slows both. A
+ratio is the minimum of their times over the minimum of ours: above 1, ours is faster. Each block is
+measured at the size of a network that uses it and at a small one, where calls cost more than
+arithmetic.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,17 +23,72 @@ from torch import Tensor, nn
 import attnzoo
 from attnzoo.bench.compare.interleave import interleave
 from attnzoo.bench.timing import sample
+from attnzoo.cost.counter import saved_bytes
 from attnzoo.reference.closeness import half_the_digits, relative_errors, root_mean_square
-from attnzoo.registry import Entry, Inputs, find
-from attnzoo.testing.inputs import call, leaves, make_inputs, tensors
+from attnzoo.registry import Entry, InputSize, find
+from attnzoo.testing.inputs import (
+    call,
+    leaves,
+    make_inputs,
+    map_tensors,
+    randomize_parameters,
+    tensors,
+)
 
-from peer_layers import PACKAGES, PEERS, Config, MissingPeerError, Peer
+from peer import PACKAGES, Config, MissingPeerError, Peer
+from peer_layers import PEERS
+from peer_report import chart, line, markdown
 
-Call = Callable[[Inputs], Any]
+Step = Callable[[], Any]
 Pair = tuple[Any, Any]
 
 TIE = 0.03  # minimum times that differ by less count as equal
-COLUMNS = ("block", "peer", "shape", "outputs", "pass", "ours ms", "theirs ms", "theirs / ours")
+SIDES = (0, 1)  # ours, theirs
+
+
+class Workload(NamedTuple):
+    """A block's config and the size of its input; sequences may be those of several nodes."""
+
+    config: Config
+    size: InputSize
+    nodes: int = 0  # that the batch consists of, each sample having so many: (B, N, T, C)
+
+
+GATE, MAP, TINY = InputSize(2, 1, 56, 56), InputSize(1, 1, 64, 64), InputSize(1, 1, 14, 14)
+GATES = ("se", "cbam", "coordatt", "triplet", "dia", "sknet")
+DANET = ("danet_position", "danet_channel")
+LTAE = {"c": 128, "heads": 16, "d_model": 256, "mlp": (256, 128)}
+PYRAMID = {"c": 256, "windows": (4, 4, 4), "inner": 5}
+WINDOWS = {"window": 6, "length": 24}
+# In networks that use the blocks, and where calls cost more than arithmetic.
+LARGE = {
+    **dict.fromkeys(GATES, Workload({"c": 256}, GATE)),
+    **dict.fromkeys(DANET, Workload({"c": 512}, MAP)),
+    "agent": Workload({"c": 128, "heads": 4, "agents": 49, "window": (56, 56)}, GATE),
+    "relu_linear": Workload({"c": 128, "dim": 16}, GATE),
+    "swiftformer": Workload({"c": 128}, InputSize(2, 3136)),
+    "mamba": Workload({"c": 256}, InputSize(2, 512)),
+    "ltae": Workload(LTAE, InputSize(1, 40, 32, 32)),
+    "trend_aware": Workload({"c": 64, "heads": 8}, InputSize(4 * 307, 12), 307),
+    "pyraformer": Workload(PYRAMID, InputSize(1, 2048)),
+    "ct_msa": Workload({"c": 32, **WINDOWS}, InputSize(2 * 1085, 24), 1085),
+    "m_gtu": Workload({"c": 32}, InputSize(8 * 307, 12), 307),
+    "dilated_inception": Workload({"c": 32}, InputSize(2 * 207, 168), 207),
+}
+SMALL = {
+    **dict.fromkeys(GATES, Workload({"c": 64}, TINY)),
+    **dict.fromkeys(DANET, Workload({"c": 256}, TINY)),
+    "agent": Workload({"c": 64, "heads": 4, "window": (14, 14)}, TINY),
+    "relu_linear": Workload({"c": 64, "dim": 16}, TINY),
+    "swiftformer": Workload({"c": 64}, InputSize(1, 196)),
+    "mamba": Workload({"c": 64}, InputSize(1, 32)),
+    "ltae": Workload(LTAE, InputSize(1, 24, 4, 4)),
+    "trend_aware": Workload({"c": 64, "heads": 8}, InputSize(20, 12), 20),
+    "pyraformer": Workload({**PYRAMID, "c": 64, "windows": (2, 2, 2)}, InputSize(1, 32)),
+    "ct_msa": Workload({"c": 32, **WINDOWS}, InputSize(50, 24), 50),
+    "m_gtu": Workload({"c": 32}, InputSize(50, 12), 50),
+    "dilated_inception": Workload({"c": 32}, InputSize(20, 24), 20),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,25 +98,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     for peer in PEERS:
         authors = peer.source not in PACKAGES
         if peer.block in options.blocks and (options.upstream or not authors):
-            rows.append(measured(peer, options))
-            print(_line(rows[-1]), file=sys.stderr, flush=True)
-    text = markdown(rows, options)
-    print(text)
+            for work in _workloads(peer, options):
+                rows.append(measured(peer, work, options))
+                print(line(rows[-1]), file=sys.stderr, flush=True)
+    print(text := markdown(rows))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "peers.json").write_text(json.dumps(rows, indent=1) + "\n")
         (options.out / "peers.md").write_text(text)
+        chart(rows, options.out / "peers.svg")
     return int(any("error" in row for row in rows))
 
 
-def measured(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
+def _workloads(peer: Peer, options: argparse.Namespace) -> list[Workload]:
+    """The large and the small one, or the example's with the options' channels and size."""
+    if peer.block in LARGE and options.c is None and options.size is None:
+        return [LARGE[peer.block], SMALL[peer.block]]
+    entry = find(peer.block)
+    size, side = entry.input_size, options.size
+    if side:
+        size = size._replace(height=side, width=side, steps=side)
+    return [Workload({} if options.c is None else {"c": options.c}, size)]
+
+
+def measured(peer: Peer, work: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """One peer against our block: whether they agree, and both passes' times.
 
     An exception of either side becomes the row's `error`.
     """
     row: dict[str, Any] = {"block": peer.block, "peer": f"{peer.source} {peer.name}"}
     try:
-        return row | _row(peer, options)
+        return row | _row(peer, work, options)
     except Exception as error:  # a peer's code may raise anything
         reason = str(error) if isinstance(error, MissingPeerError) else f"{error!r}"
         return row | {"error": reason.split("\n", 1)[0]}
@@ -68,68 +138,66 @@ class Match(NamedTuple):
     """A peer and our block with the same inputs and, if they fit, the same weights."""
 
     config: Config
-    inputs: Inputs
-    blocks: Pair  # ours, theirs
-    sides: Pair  # the calls of both on inputs
+    inputs: Pair  # ours, theirs: the same numbers, each in its own layout
+    blocks: Pair
+    calls: Pair  # of a block on its inputs
     outputs: str  # whether they agree
 
 
-def matched(peer: Peer, options: argparse.Namespace) -> Match:
+def matched(peer: Peer, work: Workload, options: argparse.Namespace) -> Match:
     """Build both sides of a comparison and say whether they compute the same."""
     entry = find(peer.block)
-    config = _config(entry, peer, options.c)
-    extent = entry.input_size
-    if options.size:
-        extent = extent._replace(height=options.size, width=options.size, steps=options.size)
+    config = entry.bind(**{**entry.example, **work.config, **peer.ours})
     torch.manual_seed(0)
-    theirs = peer.build(config, options.upstream)
-    randomize_parameters(theirs)
+    theirs = peer.build(config, options.upstream, work.size)
+    randomize_parameters(theirs, by_fan_in=True)
     ours, outputs = _twin(entry, theirs, peer, config)
-    inputs = leaves(make_inputs(entry, config, extent, device=options.device))
+    inputs = make_inputs(entry, config, work.size, device=options.device)
+    if work.nodes:
+        inputs = map_tensors(lambda t: t.unflatten(0, (-1, work.nodes)), inputs)
+    inputs = leaves(inputs)
+    arranged = leaves(map_tensors(lambda t: _arranged(t, peer.axes), inputs))
     blocks = (ours.to(options.device), theirs.to(options.device))
-    sides = (lambda i: call(blocks[0], i), lambda i: peer.call(blocks[1], i))
+    found = Match(config, (inputs, arranged), blocks, (call, peer.call), outputs)
     if outputs == "equal":
-        outputs = agreement(sides, blocks, inputs)
-    return Match(config, inputs, blocks, sides, outputs)
+        found = found._replace(outputs=agreement(found, peer.axes))
+    return found
 
 
-def _row(peer: Peer, options: argparse.Namespace) -> dict[str, Any]:
-    found = matched(peer, options)
+def _arranged(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    return tensor.permute(*axes).contiguous() if axes and tensor.ndim == len(axes) else tensor
+
+
+def _row(peer: Peer, work: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    found = matched(peer, work, options)
     for verdict in attnzoo.verify(peer.block):
         if not verdict.passed:
             raise RuntimeError(f"{peer.block} fails its reference case {verdict.case!r}")
-    both = found.sides, found.blocks, found.inputs
-    return {
+    row = {
         "version": peer.version(options.upstream),
         "config": found.config,
-        "shape": {key: list(t.shape) for key, t in found.inputs.items()},
+        "shape": {key: list(t.shape) for key, t in found.inputs[0].items()},
         "device": options.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "attnzoo": attnzoo.__version__,
         "outputs": found.outputs,
-        "forward": compared(*_forwards(*both), options.device),
-        "training": compared(*_trainings(*both), options.device),
+        "saved_bytes": [_saved(found, side) for side in SIDES],
+        "forward": compared(*(_forward(found, side) for side in SIDES), options.device),
+        "training": compared(*(_training(found, side) for side in SIDES), options.device),
     }
+    return row | (_compiled(found, options.device) if options.compiled else {})
 
 
-def _config(entry: Entry, peer: Peer, c: int | None) -> dict[str, Any]:
-    config = {**entry.example, **peer.ours}
-    if c is not None:
-        config["c"] = c
-    return entry.bind(**config)
-
-
-def randomize_parameters(block: nn.Module) -> None:
-    """Set random weights and statistics, since gates and biases of zero would hide errors."""
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for name, buffer in block.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
+def _compiled(found: Match, device: str) -> dict[str, Any]:
+    """Training steps of the compiled blocks: both, and theirs against the better of ours."""
+    torch.compiler.reset()
+    ours, theirs = (torch.compile(block, dynamic=False) for block in found.blocks)
+    compiled = found._replace(blocks=(ours, theirs))
+    steps = [_training(compiled, side) for side in SIDES]
+    both = compared(*steps, device)
+    plain = compared(_training(found, 0), steps[1], device)
+    return {"compiled": both, "theirs_compiled": max(both, plain, key=lambda t: t["ratio"])}
 
 
 def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[nn.Module, str]:
@@ -141,60 +209,71 @@ def _twin(entry: Entry, theirs: nn.Module, peer: Peer, config: Config) -> tuple[
         return attnzoo.build(entry.name, **config), "not comparable"
 
 
-def agreement(sides: Pair, blocks: Pair, inputs: Inputs) -> str:
+def agreement(found: Match, axes: Sequence[int] = ()) -> str:
     """`equal` if outputs and input gradients agree to half of the dtype's digits, in eval mode.
 
     Else their difference, relative to the root mean square of theirs.
     """
-    ours, theirs = (
-        list(_results(side, block.eval(), inputs))
-        for side, block in zip(sides, blocks, strict=True)
-    )
+    ours = [_arranged(t, axes) for t in _results(found, 0, axes)]
+    theirs = list(_results(found, 1, ()))
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return "differs in shape"
-    found, wanted = ({str(i): t for i, t in enumerate(side)} for side in (ours, theirs))
-    error = max(relative_errors(found, wanted, size=root_mean_square).values())
+    got, wanted = ({str(i): t for i, t in enumerate(side)} for side in (ours, theirs))
+    error = max(relative_errors(got, wanted, size=root_mean_square).values())
     equal = error <= half_the_digits(ours[0].dtype)
     return "equal" if equal else f"differs by {error:.1e}"
 
 
-def _results(side: Call, block: nn.Module, inputs: Inputs) -> Iterator[Tensor]:
-    outputs = [t for t in tensors(side(inputs)) if t.is_floating_point()]
+def _results(found: Match, side: int, axes: Sequence[int]) -> Iterator[Tensor]:
+    """Outputs, and gradients of the inputs; `axes` is the layout in which the seeds are drawn."""
+    inputs = found.inputs[side]
+    outputs = [t for t in tensors(_run(found, side, train=False)) if t.is_floating_point()]
     wanted = [t for t in tensors(inputs) if t.requires_grad]
     generator = torch.Generator().manual_seed(1)
-    seeds = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+    back = [axes.index(i) for i in range(len(axes))]
+    shapes = [_arranged(t.detach(), axes).shape for t in outputs]
+    seeds = [_arranged(torch.randn(shape, generator=generator), back) for shape in shapes]
     yield from (t.detach() for t in outputs)
+    seeds = [seed.to(t) for seed, t in zip(seeds, outputs, strict=True)]
     grads = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
     yield from (torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True))
 
 
-def _forwards(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[], Any]]:
-    for side, block in zip(sides, blocks, strict=True):
-        block.eval()
-
-        def step(side: Call = side) -> None:
-            with torch.inference_mode():
-                side(inputs)
-
-        yield step
+def _run(found: Match, side: int, *, train: bool) -> Any:
+    return found.calls[side](found.blocks[side].train(train), found.inputs[side])
 
 
-def _trainings(sides: Pair, blocks: Pair, inputs: Inputs) -> Iterator[Callable[[], Any]]:
-    for side, block in zip(sides, blocks, strict=True):
-        wanted = [t for t in (*tensors(inputs), *block.parameters()) if t.requires_grad]
-        block.train()
-        grads = [torch.randn_like(t) for t in tensors(side(inputs)) if t.requires_grad]
+def _forward(found: Match, side: int) -> Step:
+    block, inputs, run = found.blocks[side], found.inputs[side], found.calls[side]
 
-        def step(
-            side: Call = side, wanted: list[Tensor] = wanted, grads: list[Tensor] = grads
-        ) -> None:
-            outputs = [t for t in tensors(side(inputs)) if t.requires_grad]
-            torch.autograd.grad(outputs, wanted, grads, allow_unused=True)
+    def step() -> None:
+        with torch.inference_mode():
+            run(block, inputs)
 
-        yield step
+    block.eval()
+    return step
 
 
-def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) -> dict[str, Any]:
+def _training(found: Match, side: int) -> Step:
+    block, inputs, run = found.blocks[side], found.inputs[side], found.calls[side]
+    wanted = [t for t in (*tensors(inputs), *block.parameters()) if t.requires_grad]
+    grads = [torch.randn_like(t) for t in tensors(_run(found, side, train=True)) if t.requires_grad]
+
+    def step() -> None:
+        outputs = [t for t in tensors(run(block, inputs)) if t.requires_grad]
+        torch.autograd.grad(outputs, wanted, grads, allow_unused=True)
+
+    return step
+
+
+def _saved(found: Match, side: int) -> int:
+    """Bytes that autograd keeps between the passes of one side."""
+    block = found.blocks[side]
+    outside = (*tensors(found.inputs[side]), *block.parameters(), *block.buffers())
+    return saved_bytes(lambda: _run(found, side, train=True), outside)
+
+
+def compared(ours: Step, theirs: Step, device: str) -> dict[str, Any]:
     """Both minimum times of alternating samples in ms, their ratio, and the null's ratio."""
     steps = {
         "a": _settled(ours, device),
@@ -203,10 +282,11 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) ->
     }
     calls = min(sample.calls_per_sample(step) for step in steps.values())
 
-    def burst(step: Callable[[], Any]) -> Callable[[int], list[float]]:
+    def burst(step: Step) -> Callable[[int], list[float]]:
         return lambda count: sample.times(sample.burst(step, calls, 0.0, count))
 
-    timing = interleave({name: burst(step) for name, step in steps.items()}, TIE)
+    # As many samples as it takes until the null copy agrees, whatever the ratio.
+    timing = interleave({name: burst(step) for name, step in steps.items()}, math.inf)
     return {
         "ours_ms": 1e3 * timing.a,
         "theirs_ms": 1e3 * timing.b,
@@ -217,7 +297,7 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], device: str) ->
     }
 
 
-def _settled(step: Callable[[], Any], device: str) -> Callable[[], Any]:
+def _settled(step: Step, device: str) -> Step:
     """The step after warm-up; on CUDA it waits for the device."""
     for _ in range(3):
         step()
@@ -231,45 +311,6 @@ def _settled(step: Callable[[], Any], device: str) -> Callable[[], Any]:
     return both
 
 
-def markdown(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
-    """The table, two lines per peer, and the errors."""
-    good = [row for row in rows if "error" not in row]
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|---|---|---:|---:|---:|"]
-    lines += [
-        f"| {row['block']} | {row['peer']} ({row['version']}) | {_shapes(row)} | {row['outputs']} "
-        f"| {title} | {row[key]['ours_ms']:.3g} | {row[key]['theirs_ms']:.3g} "
-        f"| {_ratio(row[key])} |"
-        for row in good
-        for key, title in (("forward", "forward"), ("training", "fwd+bwd"))
-    ]
-    lines += [f"\n{row['block']}: {row['peer']}: {row['error']}" for row in rows if "error" in row]
-    return f"{_heading(options)}\n\n" + "\n".join(lines) + "\n"
-
-
-def _heading(options: argparse.Namespace) -> str:
-    return (
-        f"{options.device}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"attnzoo {attnzoo.__version__}. Outputs: `equal` where outputs and input gradients agree "
-        "with the same weights; a peer that differs is fast or slow at other arithmetic; `not "
-        "comparable` where its weights do not fit. Samples of both sides alternate; times are the "
-        "least of each, null is that of a second run of ours over ours, `tie` where the ratio is "
-        "within 3 % or within the null."
-    )
-
-
-def _line(row: dict[str, Any]) -> str:
-    said = row.get("error") or f"{row['outputs']}; forward {_ratio(row['forward'])}"
-    return f"{row['block']}: {row['peer']}: {said}"
-
-
-def _ratio(timed: dict[str, Any]) -> str:
-    return f"{timed['ratio']:.2f} (null {timed['null']:.2f}){' tie' * timed['tie']}"
-
-
-def _shapes(row: dict[str, Any]) -> str:
-    return " + ".join("x".join(map(str, shape)) for shape in row["shape"].values())
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -281,9 +322,10 @@ def _parser() -> argparse.ArgumentParser:
         help="names, joined by commas; default: all that have a peer",
     )
     parser.add_argument("--upstream", type=Path, metavar="DIR", help="authors' checkouts, DIR/NAME")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write peers.json and peers.md")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write peers.json, .md and .svg")
+    parser.add_argument("--compiled", action="store_true", help="also compile both sides")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
-    parser.add_argument("--c", type=int, help="channels; default: each block's example")
+    parser.add_argument("--c", type=int, help="channels, at the example's size")
     parser.add_argument("--size", type=int, help="image side, or time steps")
     return parser
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import attnzoo
-from attnzoo.registry import find
+from attnzoo.registry import InputSize, find
 
 import peers
-from peer_layers import PACKAGES, PEERS, MissingPeerError, Peer
+from peer import PACKAGES, MissingPeerError, Peer
+from peer_layers import PEERS
 
 LAYER = """
 from torch import nn
@@ -49,22 +50,26 @@ def checkout(folder: Path, factor: str) -> Path:
 
 
 def upstream_row(folder: Path) -> dict[str, object]:
-    options = peers._parser().parse_args(["--upstream", str(folder)])
+    options = peers._parser().parse_args(["--upstream", str(folder), "--size", "5"])
     (peer,) = (p for p in PEERS if p.source == "moskomule/senet.pytorch")
-    return peers.measured(peer, options)
+    (work,) = peers._workloads(peer, options)
+    return peers.measured(peer, work, options)
 
 
 def test_every_peer_names_a_block_and_a_source() -> None:
     for peer in PEERS:
         assert peer.block in attnzoo.names()
         assert peer.source in PACKAGES or peer.source.count("/") == 1
-        assert peer.keywords(peers._config(find(peer.block), peer, 64))
+        entry = find(peer.block)
+        assert peer.make or peer.keywords(entry.bind(**entry.example) | peer.ours)
     assert len({(p.block, p.source) for p in PEERS}) == len(PEERS)
 
 
 @pytest.mark.parametrize("peer", [p for p in PEERS if p.source == "timm"], ids=lambda p: p.block)
 def test_timm_computes_the_same_with_the_same_weights(peer: Peer) -> None:
-    assert peers.matched(peer, peers._parser().parse_args([])).outputs == "equal"
+    options = peers._parser().parse_args(["--size", "5"])
+    (work,) = peers._workloads(peer, options)
+    assert peers.matched(peer, work, options).outputs == "equal"
 
 
 def test_the_study_writes_what_it_prints(
@@ -122,7 +127,7 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     )
     (peer,) = (p for p in PEERS if p.source == "houqb/CoordAttention")
     with pytest.raises(MissingPeerError, match="needs --upstream DIR"):
-        peer.build(peers._config(find("coordatt"), peer, None), None)
+        peer.build(find("coordatt").bind(c=64), None, InputSize())
 
 
 def test_a_block_without_peers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

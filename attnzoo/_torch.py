@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad as _forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
@@ -34,6 +35,7 @@ _proxy_key = _symbol("_C._TorchDispatchModeKey.PROXY")
 _dispatch_depth = _symbol("_C._len_torch_dispatch_stack")
 _is_legacy_batched = _symbol("_C._functorch.is_legacy_batchedtensor")
 _is_wrapped = _symbol("_C._functorch.is_functorch_wrapped_tensor")
+_any_autocast = _symbol("_C._is_any_autocast_enabled")
 _softmax_backward_data = _symbol("_softmax_backward_data")
 _is_exporting = _symbol("compiler.is_exporting")  # public since torch 2.7
 cast_operator = _symbol("ops.aten._to_copy.default")  # that `.to(dtype)` calls
@@ -46,6 +48,11 @@ def is_exporting() -> bool:
     if _is_exporting is None:
         return torch.compiler.is_compiling()  # what is written for export also compiles
     return bool(_is_exporting())
+
+
+def autocast_possible() -> bool:
+    """Whether autocast may be enabled for some device type: a question cheaper than which."""
+    return _any_autocast is None or bool(_any_autocast())
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -73,7 +80,7 @@ def transforms_active() -> bool:
 
 def forward_mode_active() -> bool:
     """Whether forward-mode derivatives are being computed."""
-    return getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+    return getattr(_forward_ad, "_current_level", 0) >= 0
 
 
 def proxy_tracing() -> bool:

@@ -20,7 +20,14 @@ from ..ops.precision import autocast_disabled
 _Outputs = Tensor | tuple[Tensor, ...]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_local = threading.local()
+
+
+class _Local(threading.local):
+    reference = False  # whether this thread runs every reference form
+
+
+_local = _Local()
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 class Pair(NamedTuple):
@@ -78,7 +85,7 @@ def custom_gradient(reference: Callable[_P, _R], pair: Pair) -> Callable[_P, _R]
 @contextlib.contextmanager
 def reference_forms() -> Iterator[None]:
     """A context in which this thread runs every reference form, for exporters and tests."""
-    before = getattr(_local, "reference", False)
+    before = _local.reference
     _local.reference = True
     try:
         yield
@@ -91,19 +98,24 @@ def needs_reference_form(*args: Any) -> bool:
     if (
         torch.compiler.is_compiling()
         or _torch.proxy_tracing()
-        or getattr(_local, "reference", False)
+        or _local.reference
         or _torch.jit_tracing()
         or _torch.transforms_active()
         or _torch.forward_mode_active()
     ):
         return True
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    floating = [t for t in tensors if t.is_floating_point()]
-    return (
-        any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
-        or any(t.dtype != floating[0].dtype for t in floating)
-        or any(t.is_meta or _torch.autocast_enabled(t.device.type) for t in floating[:1])
-    )
+    first = None  # of the floating tensors
+    for tensor in args:
+        if type(tensor) not in _ORDINARY:
+            if isinstance(tensor, Tensor):
+                return True
+        elif tensor.is_floating_point():
+            first = tensor if first is None else first
+            if tensor.dtype is not first.dtype:
+                return True
+    if first is None or first.is_meta:
+        return first is not None
+    return _torch.autocast_possible() and _torch.autocast_enabled(first.device.type)
 
 
 def _as_own_tensor(output: Tensor, args: list[Tensor]) -> Tensor:

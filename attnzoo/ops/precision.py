@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import autocast_dtype as autocast_dtype
-from .._torch import autocast_enabled
+from .._torch import autocast_enabled, autocast_possible
 from ..validation.check import first_parameter
+
+_FULL = (torch.float32, torch.float64)
+_NO_CONTEXT = nullcontext()
 
 
 def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -19,7 +22,7 @@ def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def upcast(x: Tensor) -> Tensor:
     """`x` itself, or a float32 copy if `x` is of half precision."""
-    return x.to(upcast_dtype(x.dtype))
+    return x if x.dtype in _FULL else x.to(torch.float32)
 
 
 def downcast(x: Tensor, like: Tensor | nn.Module) -> Tensor:
@@ -35,6 +38,8 @@ def downcast(x: Tensor, like: Tensor | nn.Module) -> Tensor:
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is disabled for the device of `x`."""
+    if not torch.compiler.is_compiling() and not autocast_possible():
+        return _NO_CONTEXT
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext()
 

@@ -14,10 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .._torch import autocast_dtype, normalizes_batches, own_parameters
+from .._torch import (
+    autocast_dtype,
+    autocast_possible,
+    normalizes_batches,
+    own_parameters,
+    parameters_by_name,
+)
 from .messages import shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Least and largest number of axes and the axis of the channels.
+_LAYOUT_RANKS = {
+    "token": (1, math.inf, -1),
+    "image": (4, 4, -3),
+    "sequence": (2, math.inf, -1),
+    "image_series": (5, 5, -3),
+}
 _LAYOUT_AXES = {
     "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
@@ -282,6 +295,34 @@ def _as_map(name: str, x: Tensor, c: int | None) -> str:
 
 
 def _tensor(name: str, x: Tensor, layout: str, c: int | None, like: Like) -> None:
+    if torch.compiler.is_compiling() or not _is_plainly_legal(x, layout, c, like):
+        _check_tensor(name, x, layout, c, like)
+
+
+def _is_plainly_legal(x: Tensor, layout: str, c: int | None, like: Like) -> bool:
+    """Whether nothing has to be checked one by one, at a tenth of the cost.
+
+    An ordinary dense tensor without autocast, of the channels, dtype and device of the block.
+    """
+    if isinstance(like, nn.Module):
+        like = next(iter(parameters_by_name(like).values()), None)
+    if like is None or type(x) is not Tensor or x.is_nested or autocast_possible():
+        return False
+    least, most, axis = _LAYOUT_RANKS[layout]
+    shape, dtype = x.shape, x.dtype
+    return (
+        least <= len(shape) <= most
+        and shape[axis] == c
+        and 0 not in shape
+        and dtype is like.dtype
+        and dtype in DTYPES
+        and x.layout is torch.strided
+        and ((x.is_cpu and like.is_cpu) or x.device == like.device)
+        and not (torch.is_grad_enabled() and x.is_inference())
+    )
+
+
+def _check_tensor(name: str, x: Tensor, layout: str, c: int | None, like: Like) -> None:
     axes = _LAYOUT_AXES[layout]
     shown = f"({', '.join(axes)})"
     dense(name, x, shown)

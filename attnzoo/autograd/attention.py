@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .._torch import is_exporting
 from ..ops import attention as reference
+from ..ops import softmax
 from ..ops.precision import autocast_disabled
 from .custom_gradient import Pair, custom_gradient
 
@@ -24,6 +25,8 @@ def attention(
     with autocast_disabled(q):
         if torch.compiler.is_compiling() and not is_exporting():
             return _fused(q, k, v, ignored, causal)  # compiled graphs are derived once
+        if softmax.is_slow(q, k.shape[-2]):  # in fused kernels, too
+            return reference.attention(q, k, v, ignored, causal)
         return _attention(q, k, v, ignored, causal)
 
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from ..ops.leading import fold, unfold
 from ..ops.padding import Padding
-from ..ops.precision import autocast_disabled, downcast, upcast
+from ..ops.precision import autocast_disabled, downcast, upcast, upcast_dtype
+from ..ops.softmax import is_slow
 from ..ops.weight_decay import exempt
 from ..registry import InputSize, register
 from ..validation import check
@@ -41,28 +42,45 @@ def windowed_attention(
     sees the steps at a sample's end that are True in `hidden` (N, T).
     """
     n, steps, width = qkv.shape
-    count = (steps + window - 1) // window  # ONNX divides negative numbers towards zero
-    step = torch.arange(count * window, device=qkv.device)
-    ragged = torch.compiler.is_compiling() or steps % window  # a compiled graph serves any T
+    # Softmax over few steps is slow: a row then holds windows, hidden from one another.
+    span = min(steps, window * (32 // window)) if is_slow(qkv, window) else window
+    count = (steps + span - 1) // span  # ONNX divides negative numbers towards zero
+    step = torch.arange(count * span, device=qkv.device)
+    ragged = torch.compiler.is_compiling() or steps % span  # a compiled graph serves any T
     last = step.clamp(max=steps - 1)
-    if ragged:  # the last step, repeated, fills the last window
+    if ragged:  # the last step, repeated, fills the last row
         qkv = qkv.index_select(1, last)
-    q, k, v = qkv.view(n * count, window, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    q, k = upcast(q) * q.shape[-1] ** -0.5, upcast(k)
-    with autocast_disabled(q):  # half-precision products may overflow
-        scores = q @ k.mT  # NM heads W W
-    if causal:  # masks the repeated steps, too, which come after every other
-        scores = scores.masked_fill(step[:window] > step[:window, None], float("-inf"))
-    elif hidden is not None:  # hidden steps see all, since a softmax of nothing would be nan
-        unseen = hidden.index_select(1, last) | (step >= steps)  # N MW
-        blocked = unseen.view(-1, 1, 1, window) & ~unseen.view(-1, 1, window, 1)
-        scores = scores.masked_fill(blocked, float("-inf"))
-    elif ragged:
-        blocked = (step >= steps).view(count, 1, 1, window).repeat(n, 1, 1, 1)
-        scores = scores.masked_fill(blocked, float("-inf"))
-    y: Tensor = scores.softmax(-1).to(v.dtype) @ v  # NM heads W d
-    y = y.transpose(1, 2).reshape(n, count * window, width // 3)
+    row = step[:span]
+    blocked = row.div(window, rounding_mode="floor").ne((row // window)[:, None])  # span span
+    if causal:  # the repeated steps, too, which come after every other
+        blocked = blocked | (row > row[:, None])
+    elif hidden is not None or ragged:  # these see all, since a softmax of nothing would be nan
+        unseen = (step >= steps).expand(n, -1)  # N MW
+        unseen = unseen if hidden is None else hidden.index_select(1, last) | unseen
+        blocked = blocked | (unseen.view(-1, 1, span) & ~unseen.view(-1, span, 1))
+    y = _attend_in_rows(qkv.view(n * count, span, width), heads, blocked)
+    y = y.view(n, count * span, width // 3)
     return y.index_select(1, step[:steps]) if ragged else y
+
+
+def _attend_in_rows(qkv: Tensor, heads: int, blocked: Tensor) -> Tensor:
+    """Attention within rows, (N, T, 3C) to (N, T, C), except for pairs True in `blocked`."""
+    d, zero = qkv.shape[2] // 3 // heads, qkv.new_zeros((), dtype=upcast_dtype(qkv.dtype))
+    bias = zero.masked_fill(blocked, float("-inf"))
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        parts = torch.split(qkv, d, 2)  # a head at a time, which copies nothing
+        qkv_of = zip(parts[:heads], parts[heads : 2 * heads], parts[2 * heads :], strict=True)
+        return torch.cat([_attend(*each, bias) for each in qkv_of], 2)
+    q, k, v = torch.unflatten(qkv, 2, (3, heads, d)).permute(2, 0, 3, 1, 4)  # N heads T d
+    return _attend(q, k, v, bias.unsqueeze(-3)).transpose(1, 2).flatten(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    q, k, scale = upcast(q), upcast(k), q.shape[-1] ** -0.5
+    with autocast_disabled(q):  # half-precision products may overflow
+        one = q.ndim == 3  # head
+        scores = torch.baddbmm(bias, q, k.mT, alpha=scale) if one else q * scale @ k.mT + bias
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class CTMSA(nn.Module):

@@ -34,6 +34,7 @@ from ..autograd.attention import attention
 from ..ops import leading
 from ..ops.attention import attention_weights
 from ..ops.padding import Padding
+from ..ops.time_conv import apply_both_in_time, apply_in_time
 from ..registry import InputSize, register
 from ..validation import check, messages
 from ..validation.types import Count, Counts, Odd, Rate, Width
@@ -114,7 +115,8 @@ class TrendAwareAttention(nn.Module):
         self._check(query, key, value)
         padded = check.padding_mask(key_padding_mask, key.shape[:-1], key)
         if padded is None:
-            q, k, v = (leading.fold(x) for x in (query, key, value))
+            k = leading.fold(key)
+            q, v = (k if x is key else leading.fold(x) for x in (query, value))
             y, weights = self._attend(q, k, v, None, need_weights)
         else:
             self._check_padding(query is key)
@@ -131,11 +133,10 @@ class TrendAwareAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor]:
         """(N, Tq, C), and the weights or nothing; keys behind a sample's last are `hidden`."""
-        q = self._convolved(self.query, query, self.mode != "centered", self.mode == "centered")
-        k = self._convolved(self.key, key, self.mode == "causal", self.mode != "causal")
+        q, k = self._queries_and_keys(query, key)
         q, k, v = (
-            torch.unflatten(t, 2, (self.heads, -1)).transpose(1, 2).contiguous()
-            for t in (q.mT, k.mT, self.value(value))
+            torch.unflatten(t, 2, (self.heads, -1)).transpose(1, 2)
+            for t in (q, k, self.value(value))
         )  # N heads T d
         blocked, weights = None, q[:0]
         if hidden is not None and not self.causal:  # a sample of padding alone has equal weights
@@ -156,15 +157,14 @@ class TrendAwareAttention(nn.Module):
         options = f"mode={self.mode!r}, causal={self.causal}, segments={self.segments}"
         return f"c={self.c}, heads={self.heads}, {options}, dropout={self.dropout}"
 
-    def _convolved(self, conv: nn.Conv1d, x: Tensor, causal: bool, cut: bool) -> Tensor:
-        """Queries or keys, (N, C, T), of the same length as x (N, T, C)."""
-        series = x.mT
-        if causal:
-            series = F.pad(series, (self.kernel_size - 1, 0))
-        if self.segments is None or not cut:
-            whole: Tensor = conv(series)
-            return whole
-        return torch.cat([conv(part) for part in torch.split(series, list(self.segments), 2)], 2)
+    def _queries_and_keys(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, Tq, C) and (N, Tk, C), convolved with the lengths they had."""
+        before, centered = (0, 0, self.kernel_size - 1, 0), self.mode == "centered"
+        k = F.pad(key, before) if self.mode == "causal" else key
+        if query is key and self.mode != "causal_query":
+            return apply_both_in_time(self.query, self.key, k, self.segments)
+        q, cut = (query, self.segments) if centered else (F.pad(query, before), None)
+        return apply_in_time(self.query, q, cut), apply_in_time(self.key, k, self.segments)
 
     def _check_padding(self, alone: bool) -> None:
         if self.segments is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .precision import upcast
+from .softmax import softmax_of_few
 
 
 def attention(
@@ -29,5 +30,4 @@ def attention_weights(
         ignored = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     if ignored is not None:
         scores = scores.masked_fill(ignored, -math.inf)
-    weights: Tensor = scores.softmax(-1)
-    return weights
+    return softmax_of_few(scores)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import blocks as blocks
     from . import testing as testing
+    from .attention_maps import attention_map, plot_attention
     from .bench import measure
     from .blocks.jbu import adaptive_conv
     from .blocks.pyraformer import pyraformer_mask
@@ -40,6 +41,7 @@ __all__ = [
     "UnknownBlockError",
     "adaptive_conv",
     "apply",
+    "attention_map",
     "attn_layer",
     "build",
     "describe",
@@ -48,6 +50,7 @@ __all__ = [
     "measure",
     "names",
     "no_weight_decay",
+    "plot_attention",
     "pyraformer_mask",
     "register",
     "remove",
@@ -59,6 +62,8 @@ __all__ = [
 
 # Where each name comes from, imported on first access: `import attnzoo` alone does not load torch.
 _HOMES = {
+    "attention_map": ".attention_maps",
+    "plot_attention": ".attention_maps",
     "measure": ".bench",
     "adaptive_conv": ".blocks.jbu",
     "pyraformer_mask": ".blocks.pyraformer",

@@ -7,7 +7,7 @@ from typing import get_args
 import attnzoo
 from attnzoo.registry import Family, Layout
 
-from . import dataflow, facts
+from . import facts
 from .page import prose, sentence, when
 
 HEAD = """\
@@ -21,14 +21,17 @@ All {count} names of the catalogue. Parameters and multiply-adds (MACs) of one s
 one size for each layout: images with {image}; sequences with {sequence}; image series with
 {image_series}. A star marks a block that only takes the size of its own example.
 
+The pictures show what a block gives weight to, on a photograph or a series, or what an upsampler
+makes of coarse features; nothing is trained. Other blocks show their data flow.
+
 """
 
 
-def page(picture: Callable[[str], str] | None = None) -> str:
+def page(picture: Callable[[str], str]) -> str:
     """Markdown of the gallery; `picture(name)` gives the HTML of a card's picture."""
     names = attnzoo.names()
     sizes = {layout: facts.size_text(layout) for layout in ("image", "sequence", "image_series")}
-    cards = "\n".join(card(name, picture or _diagram) for name in names)
+    cards = "\n".join(card(name, picture) for name in names)
     return (
         HEAD.format(count=len(names), **sizes)
         + _controls()
@@ -70,7 +73,3 @@ def card(name: str, picture: Callable[[str], str]) -> str:
         f'<span class="meta">{layouts} · {record.family}<br>{facts.short(common.cost.params)} '
         f"parameters · {facts.short(common.cost.macs)} MACs{star}</span>\n</a>"
     )
-
-
-def _diagram(name: str) -> str:
-    return dataflow.svg(name)

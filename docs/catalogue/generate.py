@@ -5,7 +5,7 @@ from pathlib import Path
 
 import attnzoo
 
-from . import facts, gallery, page
+from . import dataflow, facts, gallery, page, pictures
 
 API = """\
 # API
@@ -16,10 +16,19 @@ like, are described on the pages of the [gallery](gallery.md).
 """
 
 
-def pages() -> dict[str, str]:
-    """Markdown by path: the gallery, a page for every name, the API and the measured tables."""
-    made = {"gallery.md": gallery.page(), "api.md": api()}
-    made |= {f"blocks/{name}.md": page.page(name) for name in attnzoo.names()}
+def pages() -> dict[str, str | bytes]:
+    """By path: the gallery, a page for every name, pictures, the API and the measured tables."""
+    drawn = {name: pictures.picture(name) for name in attnzoo.names()}
+    shown = {name: image for name, image in drawn.items() if image is not None}
+
+    def in_card(name: str) -> str:
+        if name not in shown:
+            return dataflow.svg(name)
+        return f'<img src="pictures/{name}.jpg" alt="" width="320" height="215" loading="lazy">'
+
+    made: dict[str, str | bytes] = {"gallery.md": gallery.page(in_card), "api.md": api()}
+    made |= {f"blocks/{name}.md": page.page(name, name in shown) for name in drawn}
+    made |= {f"pictures/{name}.jpg": image for name, image in shown.items()}
     return made | results()
 
 
@@ -29,9 +38,9 @@ def api() -> str:
     return API + "\n".join(f"::: attnzoo.{name}\n" for name in homes)
 
 
-def results() -> dict[str, str]:
+def results() -> dict[str, str | bytes]:
     """The tables under benchmarks/results, one page for each folder and file."""
-    made: dict[str, str] = {}
+    made: dict[str, str | bytes] = {}
     for file in sorted(facts.RESULTS.glob("*/*.md")):
         folder = file.parent.name
         path = (

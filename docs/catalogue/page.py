@@ -20,11 +20,12 @@ LAYOUTS = {
 }
 
 
-def page(name: str) -> str:
-    """Markdown of the page of one block."""
+def page(name: str, pictured: bool = False) -> str:
+    """Markdown of the page of one block, with its picture if there is one."""
     record = attnzoo.describe(name)
     sections = {
         "": _head(record),
+        "Picture": _picture(name) if pictured else "",
         "Equation": _equation(record),
         "Data flow": _flow(record),
         "Arguments": _arguments(record),
@@ -80,6 +81,20 @@ def _head(record: Description) -> str:
         f"<p class=lead>{prose(record.title)}.</p>\n\n<p>{prose(when(record))}</p>\n\n"
         f"It takes {layouts}. Family: {record.family}.\n\n```python\n{call}\n```\n"
     )
+
+
+def _picture(name: str) -> str:
+    if name in attnzoo.names(family="upsampler"):
+        what = (
+            "What it makes of features of 16 × 16 patches of a photograph, before training: "
+            "[all upsamplers](../upsamplers.md)."
+        )
+    else:
+        what = (
+            f"What `attnzoo.plot_attention` draws for {name} with its initial weights, on features "
+            "of a photograph or on a series. Training changes the weights, not the mechanism."
+        )
+    return f"![What {name} gives weight to](../pictures/{name}.jpg)\n\n{what}\n"
 
 
 def _equation(record: Description) -> str:

@@ -23,6 +23,7 @@ ROOMS = [
     "bench",
     "insertion",
     "integrations",
+    "attention_maps",
     "testing",
     "reference",
     "weights",

@@ -227,9 +227,12 @@ class Facade(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any module; without `recurse` its own alone, since the child lists its own."""
-        if recurse:
-            yield from super().named_parameters(prefix, True, remove_duplicate)
+        """As of any module; without `recurse` its own alone, since the child lists its own.
+
+        Without `remove_duplicate` the child is not among the modules, and all are listed here.
+        """
+        if recurse or not remove_duplicate:
+            yield from super().named_parameters(prefix, recurse, remove_duplicate)
             return
         for name, parameter in self.own_parameters().items():
             if parameter is not None:
@@ -241,6 +244,17 @@ class Facade(nn.Module):
         """As of any module; without `recurse` none, since the child lists its own."""
         if recurse:
             yield from super().named_buffers(prefix, True, remove_duplicate)
+
+    def _fqn_modifiers(self) -> dict[str, str]:
+        """For torch.distributed.checkpoint: the names that are behind a child, whose own is in no
+        key of the state dict."""
+        behind = self.fronted()
+        names = [name for name, child in self.named_children() if child is behind]
+        if behind is None or not names:
+            return {}
+        inner = behind._fqn_modifiers() if isinstance(behind, Facade) else {}
+        found = (*behind._parameters, *behind._buffers, *behind._modules, *inner)
+        return dict.fromkeys(found, names[0])
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, parameter in self.own_parameters().items():

@@ -58,11 +58,14 @@ class Inserted(_torch.Facade):
         self, host: nn.Module, block: nn.Module, site: Site, gain: Tensor | None = None
     ) -> None:
         super().__init__()
+        if site.how == "before":
+            self.add_module(site.key, block)  # children are listed in the order of their calls
         if site.how == "instead":  # kept for `remove`, not registered as a child
             vars(self)["attnzoo_aside"] = host
         else:
             self.add_module(HOST, host)
-        self.add_module(site.key, block)
+        if site.how != "before":
+            self.add_module(site.key, block)
         if gain is not None:
             self.register_parameter(site.gain, nn.Parameter(gain))
         self.register_load_state_dict_pre_hook(keys_to_the_host)  # type: ignore[no-untyped-call]
@@ -192,10 +195,28 @@ class InsertedSequence(Inserted):
         return len(host(self))  # type: ignore[arg-type]
 
     def __getitem__(self, index: Any) -> Any:
-        return host(self)[index]  # type: ignore[index]
+        """An item or a slice, with the block where it follows or precedes one of them."""
+        if not isinstance(enclosed(self), nn.Sequential):
+            return host(self)[index]  # type: ignore[index]
+        found = [*self][index]
+        if not isinstance(index, slice):
+            return found
+        cut = any(isinstance(item, Item) for item in found)
+        return nn.Sequential(*found) if cut else host(self)[index]  # type: ignore[index]
 
     def __setitem__(self, index: Any, module: nn.Module) -> None:
         host(self)[index] = module  # type: ignore[operator]
+
+    def __delitem__(self, index: Any) -> None:
+        del cast(Any, host(self))[index]
+
+    def __add__(self, other: nn.Sequential) -> nn.Sequential:
+        return nn.Sequential(*self, *other)
+
+    def __iadd__(self, other: nn.Sequential) -> "InsertedSequence":  # noqa: PYI034
+        for module in other:
+            cast(Any, host(self)).append(module)
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         """The items; the block goes with the item that it follows or precedes.
@@ -207,13 +228,36 @@ class InsertedSequence(Inserted):
         if not items or not isinstance(enclosed(self), nn.Sequential) or site.how == "instead":
             return iter(items)
         at = 0 if site.how == "before" else -1
-        view = (InsertedSequence if hasattr(items[at], "__len__") else Inserted)(
+        view = (SequenceItem if hasattr(items[at], "__len__") else Item)(
             items[at], getattr(self, site.key), site
         )
         if gain(self) is not None:
             view.register_parameter(site.gain, gain(self))
         items[at] = view
         return iter(items)
+
+
+class Item(Inserted):
+    """An item of a sequence that has a block, with that block: what iterating over it gives.
+
+    It is made anew each time, so that hooks are registered on the item itself.
+    """
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        return host(self).register_forward_hook(*args, **kwargs)
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        return host(self).register_forward_pre_hook(*args, **kwargs)
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        return host(self).register_full_backward_hook(*args, **kwargs)
+
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        return host(self).register_full_backward_pre_hook(*args, **kwargs)
+
+
+class SequenceItem(Item, InsertedSequence):
+    """`Item` for an item that has a length and items itself."""
 
 
 def host(site: Inserted) -> nn.Module:

@@ -54,7 +54,7 @@ def matches(model: nn.Module, where: Where, shared: bool = False) -> dict[str, n
     modules: dict[str, nn.Module] = dict(named_modules(model))
     if isinstance(where, nn.Module):
         own = [
-            repr(path) for path, module in modules.items() if where in (module, enclosed(module))
+            repr(path) for path, module in modules.items() if enclosed(module) is enclosed(where)
         ]
         hint = f"; this one is {own[0]}" if own else "; this one is not part of the model"
         raise TypeError(f"where must be a path, not a module ({type(where).__name__}){hint}")

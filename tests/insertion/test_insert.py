@@ -465,7 +465,8 @@ def test_the_place_reads_and_writes_as_the_module() -> None:
     first, last = net.layer1  # called one by one, they take the block along
     assert first is stage[0]
     assert enclosed(last) is stage[1]
-    assert net.layer1[-1] is stage[-1]
+    assert net.layer1[0] is stage[0]
+    assert enclosed(net.layer1[-1]) is stage[-1]
     assert not hasattr(place, "nothing")
     with pytest.raises(AttributeError, match="nothing"):
         place.nothing  # noqa: B018

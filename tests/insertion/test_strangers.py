@@ -3,20 +3,29 @@
 import copy
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torchvision
 from timm.models._features_fx import FeatureGraphNet
 from timm.utils.model import freeze_batch_norm_2d, reparameterize_model
 from torch import Tensor, fx, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import attnzoo
@@ -431,6 +440,47 @@ def test_items_called_one_by_one_take_the_block_along() -> None:
     same(checkpoint(net.layer1, x, use_reentrant=False), net.layer1(x))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"how": "before"}, {"zero_init": True}, {"residual": True, "how": "before"}],
+    ids=str,
+)
+def test_parts_of_a_sequence_take_the_block_along(options: dict[str, Any]) -> None:
+    """A backbone is cut into children, items and slices, and joined again."""
+    net = resnet()
+    repeated = nn.ReLU()
+    net.layer1 = nn.Sequential(repeated, net.layer1[0], repeated)
+    wanted = insert(net, "layer1", shared=True, **options)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    rest = nn.Sequential(net.layer2, net.layer3, net.layer4, net.avgpool, nn.Flatten(), net.fc)
+    x, place, last = stem(X), net.layer1, len(net.layer1)
+    same(nn.Sequential(*[*net.children()][:-1], nn.Flatten(), net.fc)(X), wanted)
+    same(rest(nn.Sequential(*[place[i] for i in range(last)])(x)), wanted)
+    same(rest(nn.Sequential(*[place[i - last] for i in range(last)])(x)), wanted)
+    same(rest(place[1:](place[:1](x))), wanted)
+    same((place + rest)(x), wanted)
+    same(rest(checkpoint_sequential(place, 2, x, use_reentrant=False)), wanted)
+    if options.keys() <= {"how"}:  # the block alone is all that is added
+        same(rest(nn.Sequential(*place.children())(x)), wanted)
+    assert place[1] is place[1:2][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"how": "before", "zero_init": True}], ids=str)
+def test_hooks_on_the_items_of_a_sequence_stay(options: dict[str, Any]) -> None:
+    net = resnet()
+    net.layer1.append(copy.deepcopy(net.layer1[0]))
+    insert(net, "layer1", **options)
+    called: list[nn.Module] = []
+    for block in net.layer1:
+        block.register_forward_hook(lambda module, *_: called.append(module))
+        block.register_forward_pre_hook(lambda module, *_: called.append(module))
+    net.layer1[-1].register_full_backward_hook(lambda module, *_: called.append(module))
+    net.layer1[0].register_full_backward_pre_hook(lambda module, *_: called.append(module))
+    net(X).sum().backward()
+    first, second = net.layer1.attnzoo_host
+    assert called == [first, first, second, second, second, first]
+
+
 def test_replicas_of_data_parallel_hold_their_own_tensors() -> None:
     net = resnet()
     insert(net, "layer1", zero_init=True)
@@ -441,3 +491,48 @@ def test_replicas_of_data_parallel_hold_their_own_tensors() -> None:
     assert replica.attnzoo_gain.shape == (1,)
     assert isinstance(place.attnzoo_gain, nn.Parameter)
     assert net.layer1[0].conv1.weight is weight
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[DeviceMesh]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.left_out_if(
+    not hasattr(torch.cpu.Stream, "record_event"),
+    "FSDP2 of this torch shards nothing on a CPU, not even nn.Linear",
+)
+@pytest.mark.parametrize(
+    "parts", [(), (Inserted,), (Pair, nn.Linear)], ids=["whole", "places", "layers"]
+)
+@pytest.mark.filterwarnings("ignore:.*(barrier|device_id|pin_memory)")
+def test_networks_with_blocks_are_sharded(one_rank: DeviceMesh, parts: Any) -> None:
+    net = Whole()
+    insert(net, "stem.bn")
+    insert(net, "stem.bn", zero_init=True)
+    insert(net, "stem", "simam", how="before", reduction=None)
+    insert(net, "body.2", "eca", how="before", reduction=None)
+    wanted = settled(net)(X)
+    wanted.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
+    keys = [*net.state_dict()]
+    net.zero_grad()
+    for module in reversed([*net.modules()]):
+        if isinstance(module, parts):
+            fully_shard(module, mesh=one_rank)
+    fully_shard(net, mesh=one_rank)
+    found = net(X)
+    same(found, wanted)
+    found.square().sum().backward()
+    sharded = {name: p.grad.full_tensor() for name, p in net.named_parameters()}
+    assert gradients.keys() == sharded.keys()
+    for name, gradient in gradients.items():
+        same(sharded[name], gradient)
+    weights = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
+    assert [*weights] == keys
+    set_model_state_dict(net, weights, options=StateDictOptions(full_state_dict=True))

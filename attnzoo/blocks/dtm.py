@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..ops.pooling import adaptive_average
 from ..ops.precision import upcast
+from ..ops.stop_gradient import stop_gradient
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check, messages
 from ..validation.types import AtLeast, Count, NotEmpty, Positive, Width
@@ -55,6 +56,7 @@ class DTM(nn.Module):
             projects the means over a grid, for maps of any size.
         grid: rows and columns of that grid.
         detach: whether the token's gradient is cut, as in the authors' training.
+        readout_norm: whether the readout is normalized and rectified, else left to the caller.
 
     Raises:
         ValueError: `expand` leaves no inner channel of `dim`.
@@ -73,6 +75,7 @@ class DTM(nn.Module):
         tokenizer: Literal["flatten", "pool"] = "flatten",
         grid: Count = 4,
         detach: bool = False,
+        readout_norm: bool = True,
     ) -> None:
         super().__init__()
         self.sizes, self.dim, self.pool, self.detach = sizes, dim, pool, detach
@@ -80,7 +83,7 @@ class DTM(nn.Module):
         self.tokenizers = nn.ModuleList(Tokenizer(size, dim, across) for size in sizes)
         self.proj_norm = UnbiasedNorm(dim)
         self.mamba = Mamba(dim, c_out=c_out, expand=expand, state=state, conv=conv)
-        self.out_norm = UnbiasedNorm(c_out)
+        self.out_norm = UnbiasedNorm(c_out) if readout_norm else None
 
     def forward(
         self, features: Sequence[Tensor], *, token: Tensor | None = None, need_tokens: bool = False
@@ -91,10 +94,10 @@ class DTM(nn.Module):
         tokens = [make(x) for make, x in zip(self.tokenizers, features, strict=True)]
         series = torch.stack(tokens, 1)  # B k dim
         if token is not None:
-            series = torch.cat((series, token.detach() if self.detach else token), 1)
+            series = torch.cat((series, stop_gradient(token) if self.detach else token), 1)
         y = self.mamba(self.proj_norm(series))  # B T c_out
         read = y.mean(1) if self.pool == "mean" else y[:, 0 if self.pool == "first" else -1]
-        out: Tensor = self.out_norm(read).relu()
+        out: Tensor = read if self.out_norm is None else self.out_norm(read).relu()
         return (out, y) if need_tokens else out
 
     def _check(self, features: Sequence[Tensor], token: Tensor | None) -> None:

@@ -40,18 +40,24 @@ def call(block: nn.Module, inputs: Inputs) -> Any:
 
 
 def samples(block: nn.Module, inputs: Inputs, which: slice) -> Inputs:
-    """The given samples of every input; zero-dimensional tensors are returned unchanged."""
+    """The given samples of every input; what all samples share is returned unchanged."""
 
     def taken(key: str, value: Any) -> Any:
-        index = (slice(None),) * batch_axis(block, key) + (which,)
+        axis = batch_axis(block, key)
+        if axis is None:
+            return value
+        index = (slice(None),) * axis + (which,)
         return map_tensors(lambda tensor: tensor[index] if tensor.ndim else tensor, value)
 
     return {key: taken(key, value) for key, value in inputs.items()}
 
 
-def batch_axis(block: nn.Module, key: str) -> int:
-    """The batch axis of an argument: 0, unless the block's attribute `batch_axes` overrides it."""
-    axes: Mapping[str, int] = getattr(block, "batch_axes", {})
+def batch_axis(block: nn.Module, key: str) -> int | None:
+    """The batch axis of an argument: 0, unless the block's attribute `batch_axes` overrides it.
+
+    None: the samples share the argument.
+    """
+    axes: Mapping[str, int | None] = getattr(block, "batch_axes", {})
     return axes.get(key, 0)
 
 

@@ -92,6 +92,8 @@ class Subject:
 
         def taken(key: str, value: Any) -> Any:
             axis = batch_axis(module, key)
+            if axis is None:
+                return value
             place = (slice(None),) * axis + (which,)
             return map_tensors(
                 lambda t: t[place] if t.ndim > axis and t.shape[axis] == count else t, value

@@ -15,6 +15,42 @@ from attnzoo import InputSize
 Counts = tuple[int, int]
 
 
+def adcd_net(at: InputSize, **o: Any) -> Counts:
+    """Both stages; the loss and the tokenizers that nobody reads are not run."""
+    pooled, (w1, w2, w3), hidden = o["tokenizer"] == "pool", o["widths"], o["hidden"]
+    rows, columns = (at.height, at.width) if pooled else o["size"]
+
+    def sizes(h: int, w: int) -> list[tuple[int, int, int]]:
+        """Maps of the multispectral image of that size, then of the panchromatic one."""
+        half = [(c, ceil(h / 2), ceil(w / 2)) for c in (w2, w3, w3)]
+        return [(w1, h, w), *half, (w1, 2 * h, 2 * w), (w2, h, w), *half[1:]]
+
+    convs = [9 * a * b for c in (o["c"], o["c_y"]) for a, b in pairwise((c, w1, w2, w3))]
+    maps = sizes(rows, columns)
+    last = at._replace(height=rows, width=columns)
+    last = last._replace(height=maps[-1][1], width=maps[-1][2])
+    gates, scaled = dia(last, modulated=True)
+    images = sum(convs) + 6 * (w1 + w2 + w3) + 2 * gates
+    macs = 2 * 2 * scaled
+    for weights, (_, h, w) in zip(convs, maps[:3] + maps[4:7], strict=True):
+        macs += 2 * weights * h * w
+    built = sizes(*o["size"])
+    cells = 16 if pooled else built[-1][1] * built[-1][2]
+    params = 2 * images + w3 * cells * hidden + hidden + 2 * hidden
+    macs += w3 * cells * hidden + 3 * hidden * o["num_classes"]
+    params += (hidden + 1) * o["num_classes"]
+    if o["loss_widths"] is not None:
+        params += 9 * sum(a * b for a, b in pairwise((w3, *o["loss_widths"])))
+    for d, depths in zip(o["dims"], (built[:4], built[4:]), strict=True):
+        params += w3 * cells * d + d + 2 * d
+        macs += w3 * cells * d
+        keys = ("tokenizer", "conv", "state", "expand")
+        options = {key: o[key] for key in keys} | {"grid": 4, "c_out": hidden}
+        more = dtm(at, sizes=depths, dim=d, readout_norm=False, **options)
+        params, macs = params + more[0], macs + more[1]
+    return params, macs
+
+
 def agent(at: InputSize, **o: Any) -> Counts:
     c, h, a, r, variant = o["c"], o["heads"], o["agents"], o["sr_ratio"], o["variant"]
     rows, columns = (at.height, at.width) if o["layout"] == "image" else o["window"]
@@ -123,7 +159,8 @@ def dtm(at: InputSize, **o: Any) -> Counts:
     numbers = [c * (o["grid"] ** 2 if pooled else h * w) for c, h, w in o["sizes"]]
     core = {"c": d, "expand": o["expand"], "state": n, "conv": k, "dt_rank": r, "c_out": None}
     params, _ = mamba(at, **core, bias=False, conv_bias=True)
-    params += sum(x * d + d + 2 * d for x in numbers) + 2 * d - e * d + e * out + 2 * out
+    params += sum(x * d + d + 2 * d for x in numbers) + 2 * d - e * d + e * out
+    params += 2 * out * o["readout_norm"]
     macs = sum(x * d for x in numbers) + T * (2 * d * e + e * (r + 2 * n) + r * e + e * out)
     return params, macs + T * e * k + T * e * n
 
@@ -262,6 +299,34 @@ def sapa_stack(at: InputSize, **o: Any) -> Counts:
 def se(at: InputSize, c: int, reduction: int, bias: bool) -> Counts:
     hidden = c // reduction
     return 2 * c * hidden + (c + hidden if bias else 0), 2 * c * hidden
+
+
+def segearth_ov(at: InputSize, **o: Any) -> Counts:
+    """Five texts; the ordinary last block, which theirs drops, is not run."""
+    c, D, L, p, up = o["c"], o["dim"], o["layers"], o["patch"], o["upsampler"]
+    sides = [max(1, n * (4 if L is None else 1) // p) for n in (at.height, at.width)]
+    windows, crop, stride = 1, o["crop"], o["stride"] or o["crop"] // 2
+    if L is not None and crop:
+        windows = prod(ceil(max(n * p - crop, 0) / stride) + 1 for n in sides)
+        sides = [ceil(min(n * p, crop) / p) for n in sides]
+    hw = sides[0] * sides[1]
+    N, grid = hw + 1, at._replace(height=sides[0], width=sides[1], steps=hw + 1)
+    one = self_self(grid, c=c, mode="qk")
+    last = self_self(grid, c=c, mode=o["mode"])
+    mlp, ordinary = 8 * c**2 + 5 * c + 2 * c, (L or 1) - 1
+    params = ordinary * (one[0] + 2 * c + mlp) + last[0] + 2 * c + o["residual"] * mlp
+    macs = ordinary * (one[1] + 8 * N * c**2) + last[1] + o["residual"] * 8 * N * c**2
+    params, macs = params + 2 * c + c * D, macs + N * c * D
+    if L is not None:
+        params += 3 * p**2 * c + c + (1 + (o["image_size"] // p) ** 2) * c + 2 * c
+        macs += hw * 3 * p**2 * c
+    if up is not None:
+        keys = {key: o[key] for key in ("key_dim", "radius")}
+        upsampled = {"jbu_one": jbu_one, "jbu_stack": jbu_stack}[up]
+        more = upsampled(grid, c=D, guidance=3, **keys)
+        params, macs = params + more[0], macs + more[1]
+    macs += 5 * D * (hw * (1 if up is None else 256) + (o["global_bias"] != 0))
+    return params, windows * macs
 
 
 def self_self(at: InputSize, **o: Any) -> Counts:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from formulas import EXACT, errors, gradients, mamba_mixer
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnzoo
 from attnzoo.blocks.dtm import DTM
@@ -77,6 +78,17 @@ def test_the_prior_depends_on_every_depth_and_detaches_on_request() -> None:
     again.sum().backward()
     assert token.grad is None
     assert_close(again, output)
+
+
+def test_a_detached_prior_stays_detached_in_a_recorded_graph() -> None:
+    block = attnzoo.build("dtm", SIZES, dim=8, c_out=6, detach=True)
+    maps = [torch.randn(2, *size) for size in SIZES]
+    token = torch.randn(2, 1, 8, requires_grad=True)
+    graph = make_fx(lambda prior: block(maps, token=prior))(token)
+    recorded = graph(token)
+    assert_close(recorded, block(maps, token=token))
+    (gradient,) = torch.autograd.grad(recorded.sum(), token, allow_unused=True)
+    assert gradient is None or not gradient.any()
 
 
 def test_pooled_tokens_accept_any_size_and_equal_flattened_ones_on_the_grid() -> None:

@@ -43,7 +43,7 @@ def undecayed(groups: list[dict[str, Any]], net: nn.Module) -> set[str]:
 
 
 # What a block holds itself, of two axes or more, and is the weight of a projection all the same.
-WEIGHTS = {"swiftformer": {"w_g"}, "ltae": {"query"}, "utae": {"query"}}
+WEIGHTS = {"swiftformer": {"w_g"}, "ltae": {"query"}, "utae": {"query"}, "segearth_ov": {"proj"}}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "agent": [{}, {"variant": "deit", "layout": "sequence"}],
     "implicit": [{"variant": "full", "learn_bias": True, "color_feats": False}],

@@ -113,9 +113,8 @@ def isolation(subject: Subject, values: Sequence[float] = ISOLATED) -> str | Non
             return not_applicable("it takes no batch of two samples")
         alone = _of_one_sample(subject, module, inputs)
         poisoned = map_tensors(Tensor.clone, inputs)
-        map_tensors(
-            functools.partial(_fill, value=value), subject.samples(poisoned, slice(1, None))
-        )
+        own = {k: v for k, v in poisoned.items() if batch_axis(module, k) is not None}
+        map_tensors(functools.partial(_fill, value=value), subject.samples(own, slice(1, None)))
         for others in (inputs, poisoned):
             for wants_gradient in (False, True):
                 outputs = call(module, leaves(others) if wants_gradient else others)
@@ -411,7 +410,7 @@ def mask(subject: Subject) -> str | None:
 
 def _padding_ignored(module: nn.Module, inputs: Inputs) -> str | None:
     first = leading(inputs)
-    axis = batch_axis(module, "x") + 1
+    axis = (batch_axis(module, "x") or 0) + 1
     if first is None or first.ndim < 3 or first.shape[axis] < 3:
         return not_applicable("its inputs have no axis of time")
     if first.ndim == 4:

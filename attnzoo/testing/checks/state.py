@@ -250,6 +250,9 @@ def functional(subject: Subject) -> str | None:
     def one(state: dict[str, Tensor], sample: Inputs) -> list[Tensor]:
         batch: Inputs = {}
         for key, axis in axes.items():
+            if axis is None:
+                batch[key] = sample[key]
+                continue
             batch |= map_tensors(functools.partial(torch.unsqueeze, dim=axis), {key: sample[key]})
         return [t[0] for t in tensors(_outputs(module, state, batch))]
 

@@ -1,4 +1,4 @@
-"""The vision tower of CLIP, and windows over an image."""
+"""The vision tower of CLIP, windows over an image, and logits of text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..blocks.self_self import Mode, SelfSelf
-from ..ops.precision import downcast
+from ..blocks.self_self import Mode, SelfSelf, remove_global_bias
+from ..ops.precision import autocast_disabled, downcast, upcast
 from ..ops.weight_decay import exempt
+from ..registry import InputSize
 from ..validation.messages import shown
 
 
@@ -106,6 +107,36 @@ def starts(size: int, crop: int, stride: int) -> Iterator[int]:
     """Where the windows of an axis begin."""
     for i in range(-(-max(size - crop, 0) // stride) + 1):
         yield max(min(i * stride + crop, size) - crop, 0)
+
+
+def text_logits(features: Tensor, cls: Tensor, text: Tensor, global_bias: float) -> Tensor:
+    """(B, D, H, W), class features (B, D) and text (Q, D) -> (B, Q, H, W)."""
+    with autocast_disabled(features):
+        f, z, t = (upcast(v) for v in (features, cls, text))
+        products = f.flatten(2).mT @ t.mT  # B HW Q
+        logits = products / torch.linalg.vector_norm(f, dim=1).flatten(1)[..., None]
+        if global_bias:
+            of_class = z @ t.mT / torch.linalg.vector_norm(z, dim=1, keepdim=True)
+            logits = remove_global_bias(logits, of_class, global_bias, normalize=False)
+        return torch.unflatten(logits.mT, 2, features.shape[2:]).to(features.dtype)
+
+
+def image_size_of(size: InputSize, patch: int, whole: bool) -> tuple[int, int]:
+    """Sides of the image, multiples of `patch`; of tokens alone, the size is a quarter of it."""
+    height, width = (
+        max(1, n * (1 if whole else 4) // patch) * patch for n in (size.height, size.width)
+    )
+    return height, width
+
+
+def check_tokens(x: Tensor, grid: tuple[int, int], guidance: Tensor) -> None:
+    """`x` has a class token and one for each patch of the guidance."""
+    if x.ndim != 3 or x.shape[1] != 1 + grid[0] * grid[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; for a guidance of {guidance.shape[2]} x "
+            f"{guidance.shape[3]} it is (B, 1 + {grid[0]} * {grid[1]}, {x.shape[-1]}), class token "
+            "first"
+        )
 
 
 def check_sides(image: Tensor, name: str, patch: int) -> None:

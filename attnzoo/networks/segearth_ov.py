@@ -31,9 +31,8 @@ from torch.nn import functional as F
 
 from ..blocks.jbu_one import JBUOne
 from ..blocks.jbu_stack import JBUStack
-from ..blocks.self_self import remove_global_bias
 from ..ops.memory_format import match_memory_format
-from ..ops.precision import autocast_disabled, downcast, upcast
+from ..ops.precision import downcast, upcast
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import Count, Depth, NonNegative, Rate, Width
@@ -41,24 +40,15 @@ from ._clip import (
     Embedding,
     Layer,
     check_sides,
+    check_tokens,
     clip_keys,
+    image_size_of,
     last_block,
     slide,
     starts,
+    text_logits,
     texts_of_classes,
 )
-
-
-def text_logits(features: Tensor, cls: Tensor, text: Tensor, global_bias: float) -> Tensor:
-    """(B, D, H, W), class features (B, D) and text (Q, D) -> (B, Q, H, W)."""
-    with autocast_disabled(features):
-        f, z, t = (upcast(v) for v in (features, cls, text))
-        products = f.flatten(2).mT @ t.mT  # B HW Q
-        logits = products / torch.linalg.vector_norm(f, dim=1).flatten(1)[..., None]
-        if global_bias:
-            of_class = z @ t.mT / torch.linalg.vector_norm(z, dim=1, keepdim=True)
-            logits = remove_global_bias(logits, of_class, global_bias, normalize=False)
-        return torch.unflatten(logits.mT, 2, features.shape[2:]).to(features.dtype)
 
 
 class SegEarthOV(nn.Module):
@@ -163,7 +153,7 @@ class SegEarthOV(nn.Module):
 
     def macs(self, size: InputSize) -> int:
         """Multiply-adds of one sample, of the inputs that the registry makes, and five texts."""
-        height, width = _image_size(size, self.patch, self.embedding is not None)
+        height, width = image_size_of(size, self.patch, self.embedding is not None)
         if self.embedding is None or not self.crop:
             return self._macs_of_window(height // self.patch, width // self.patch)
         count, sides = 1, []
@@ -205,12 +195,7 @@ class SegEarthOV(nn.Module):
         check_sides(guidance, "guidance", self.patch)
         check.same_batch(x=x, guidance=guidance)
         grid = (guidance.shape[2] // self.patch, guidance.shape[3] // self.patch)
-        if x.ndim != 3 or x.shape[1] != 1 + grid[0] * grid[1]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; for a guidance of {guidance.shape[2]} x "
-                f"{guidance.shape[3]} it is (B, 1 + {grid[0]} * {grid[1]}, {self.c}), class token "
-                "first"
-            )
+        check_tokens(x, grid, guidance)
         for layer in self.blocks:
             x = layer(x)
         x = self.ln_post(downcast(x, self.ln_post))
@@ -250,18 +235,10 @@ def clip_head(model: nn.Module, **config: Any) -> SegEarthOV:
     return net
 
 
-def _image_size(size: InputSize, patch: int, whole: bool) -> tuple[int, int]:
-    """Sides of the image, multiples of `patch`; of tokens alone, the size is a quarter of it."""
-    height, width = (
-        max(1, n * (1 if whole else 4) // patch) * patch for n in (size.height, size.width)
-    )
-    return height, width
-
-
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
     """An image and five texts; or an image of four times the size, its tokens, and five texts."""
     patch, whole = config["patch"], config["layers"] is not None
-    height, width = _image_size(size, patch, whole)
+    height, width = image_size_of(size, patch, whole)
     image, text = random(size.batch, 3, height, width), random(5, config["dim"])
     if whole:
         return {"x": image, "y": text}

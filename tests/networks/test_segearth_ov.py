@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnzoo
-from attnzoo.networks._clip import slide
-from attnzoo.networks.segearth_ov import clip_head, text_logits
+from attnzoo.networks._clip import slide, text_logits
+from attnzoo.networks.segearth_ov import clip_head
 from attnzoo.testing.closeness import assert_close
 
 from contract import made

@@ -122,7 +122,7 @@ class _Watch(TorchFunctionMode):
         self._factors: dict[int, Tensor] = {}
         self._softmaxes: dict[int, Tensor] = {}
         self._mixed: dict[int, int] = {}  # results of an attention: its place in the list
-        self._values: list[Tensor] = []  # of each attention
+        self._operands: list[Tensor] = []  # of each attention
         self._kept: list[Any] = []  # so that no other tensor gets the id of a known one
         floating = [tensor for tensor in inputs if tensor.is_floating_point()]
         self._several = len(floating) > 1
@@ -189,13 +189,13 @@ class _Watch(TorchFunctionMode):
         if id(values) in self._mixed:
             at = self._mixed[id(values)]
             self.attentions[at] = matrix @ self.attentions[at].to(matrix)
-        elif self._values and self._values[-1] is values:
-            at = len(self._values) - 1
+        elif self._operands and self._operands[-1] is values:
+            at = len(self._operands) - 1
             self.attentions[at] = self.attentions[at] + matrix
         else:
-            at = len(self._values)
+            at = len(self._operands)
             self.attentions.append(matrix)
-            self._values.append(values)
+            self._operands.append(values)
         self._set(self._mixed, result, at)
 
     def _arithmetic(self, name: str, args: tuple[Any, ...], kwargs: Any, result: Tensor) -> None:

@@ -150,6 +150,17 @@ def example_line(name: str) -> str:
     return f'attnzoo.build("{name}"{config})'
 
 
+def plain_line(name: str) -> str:
+    """The shortest line that builds a block: what has no default, as in the example."""
+    entry = find(name)
+    required = [
+        f"{key}={entry.example[key]!r}"
+        for key, parameter in entry.signature.parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    return f'attnzoo.build("{name}", {", ".join(required)})'
+
+
 def example_shapes(name: str) -> dict[str, str]:
     """The shapes of the example's inputs, by argument."""
     entry = find(name)

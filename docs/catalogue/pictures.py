@@ -54,6 +54,26 @@ def picture(name: str) -> bytes | None:
         pyplot.close(figure)
 
 
+def strip() -> bytes:
+    """The README's picture: a photograph and what six blocks give weight to in it."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = ("simam", "cbam", "coordatt", "ema", "ms_cam", "iaff", "danet_position")
+    figure, places = pyplot.subplots(2, 4, figsize=(9.6, 3.6), dpi=90, layout="constrained")
+    places.flat[0].imshow(upsample_photo.photograph(*SIZE)[0].clamp(0, 1).permute(1, 2, 0).numpy())
+    places.flat[0].axis("off")
+    places.flat[0].set_title("photograph", fontsize=9)
+    for name, axes in zip(names, places.flat[1:], strict=True):
+        torch.manual_seed(0)
+        _on_photograph(name, axes)
+        axes.set_title(name, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpg")
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
 def _takes_images(name: str) -> bool:
     entry = find(name)
     inputs = make_inputs(entry, dict(entry.example), entry.input_size, device="meta")

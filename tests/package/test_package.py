@@ -10,6 +10,8 @@ import pytest
 import attnzoo
 from attnzoo import blocks, reference
 
+from catalogue import chinese, tables
+
 ROOT = Path(__file__).parents[2]
 ROOMS = {
     room: sorted(p.stem for p in (ROOT / "attnzoo" / room).glob("*.py") if p.stem[0] != "_")
@@ -75,9 +77,14 @@ DOCUMENTS = (
     "README.md",
     "docs/adding-a-block.md",
     "docs/checking.md",
+    "docs/checkpoints.md",
+    "docs/choosing.md",
+    "docs/deploying.md",
+    "docs/fine-tuning.md",
     "docs/index.md",
     "docs/insert.md",
     "docs/networks.md",
+    "docs/paper-table.md",
     "docs/survey.md",
 )
 
@@ -90,6 +97,38 @@ def test_code_in_documents_prints_what_it_says(path: str) -> None:
     assert done.returncode == 0, done.stderr
     wanted = re.findall(r"print\(.*#\s*(.*)$", code, re.MULTILINE)
     assert done.stdout.split("\n")[: len(wanted)] == wanted
+
+
+def test_both_readmes_have_the_same_code_and_tables() -> None:
+    english, chinese = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
+    )
+    for pattern in (r"^```.*?^```", r"<!-- generated: \w+ -->", r"\]\((?!README)[^)]*\)", r"^#+ "):
+        found = [re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (english, chinese)]
+        assert found[0] == found[1]
+        assert found[0]
+
+
+@pytest.mark.parametrize("path", tables.DOCUMENTS)
+def test_generated_tables_are_up_to_date(path: str) -> None:
+    """`python docs/build.py --tables` writes them."""
+    assert (ROOT / path).read_text(encoding="utf-8") == tables.updated(path)
+
+
+def test_every_name_has_a_chinese_sentence() -> None:
+    assert sorted(chinese.TITLES) == attnzoo.names()
+    assert all(re.fullmatch(r".*[\u4e00-\u9fff].*。", text) for text in chinese.TITLES.values())
+
+
+PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_of_documents_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (path.parent / target.partition("#")[0]).exists(), target
 
 
 def test_readme_shows_code_by_line_20() -> None:

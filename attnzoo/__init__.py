@@ -115,10 +115,13 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         if find_spec(f"{__name__}.{name}") is not None:
             return import_module(f".{name}", __name__)
-        cls = import_module(".registry", __name__).class_named(name)
+        registry = import_module(".registry", __name__)
+        cls = registry.class_named(name)
         if cls is not None:
             return cls
     hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    if not hint and name[0].isupper():
+        hint = registry.nearest_classes(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 

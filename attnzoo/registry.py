@@ -356,14 +356,21 @@ def find(name: str) -> Entry:
 
 
 def _other_names(cls: type[nn.Module]) -> tuple[str, str, str]:
-    """The class's name, the block's title, and the title of its paper."""
-    paper = _sections(_doc(cls)).get("Paper", "")
-    return cls.__name__, _title(cls), " ".join(re.split(r"[.,;] ", paper)[:2])
+    """The class's name, the block's title, and the titles of its paper and of the authors' code."""
+    sections = _sections(_doc(cls))
+    paper, code = sections.get("Paper", ""), sections.get("Code", "").split("@")[0]
+    return cls.__name__, _title(cls), " ".join((*re.split(r"[.,;] ", paper)[:2], code))
 
 
 def entry_of(module: nn.Module) -> Entry | None:
     """The entry of a block of the catalogue by the module, or None for other modules."""
     return {entry.cls: entry for entry in _catalogue().copy().values()}.get(type(module))
+
+
+def nearest_classes(name: str) -> str:
+    """`; did you mean ...?` with the classes that a word may mean."""
+    known = {e.cls.__name__: _other_names(e.cls) for e in _catalogue().copy().values()}
+    return messages.nearest_blocks(name, known)
 
 
 def class_named(name: str) -> type[nn.Module] | None:

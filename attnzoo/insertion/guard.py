@@ -68,12 +68,18 @@ def refuse_deletion(place: "Inserted", host: nn.Module, name: str) -> None:
 
 
 def _unfoldable(place: "Inserted", host: nn.Module, name: str) -> str:
-    tool = _folding.get() or f"what reads {name!r} of {type(host).__name__}"
-    return (
-        f"{tool} folds {type(host).__name__} with its neighbor, and {_named(place)} "
-        f"would be lost or moved; insert the block outside of the layers that are folded, or call "
-        f"attnzoo.remove first. The layer itself is the child attnzoo_host"
+    kind = type(host).__name__
+    remedy = (
+        "insert the block outside of the layers that are folded, or call attnzoo.remove first. "
+        f"The layer itself is the child attnzoo_host: to read or set its {name!r} for another "
+        "reason, use that"
     )
+    tool = _folding.get()
+    if tool:
+        what = f"{tool} folds {kind} with its neighbor"
+    else:
+        what = f"{name!r} of {kind} is read or set by functions that fold it with its neighbor"
+    return f"{what}, and {_named(place)} would be lost or moved; {remedy}"
 
 
 def _named(place: "Inserted") -> str:

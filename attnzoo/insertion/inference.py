@@ -66,9 +66,13 @@ def _grid(
         rows, columns = given
         kept = tokens - rows * columns
         if kept < 0:
+            grid, others = (
+                infer_grid(tokens, given) or infer_grid(tokens, image) or ((1, tokens), 0)
+            )
+            behind = f", behind {others} other tokens" if others else ""
             raise ValueError(
                 f"as_map={given} takes {rows * columns} tokens, and {label} has {tokens}; the "
-                f"nearest grid is {infer_grid(tokens, given) or infer_grid(tokens, (1, 1))}"
+                f"nearest grid is as_map={grid}{behind}"
             )
         return (rows, columns), kept
     found = infer_grid(tokens, image)

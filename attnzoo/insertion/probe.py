@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _torch
+from ..validation.messages import shown
 from ..validation.tensors import tensors
 
 
@@ -53,6 +54,11 @@ def run(
     from ..cost.counter import WorkCounter, mha_in_parts  # not needed to import the package
 
     args, kwargs = arguments(example)
+    if not any(True for _ in tensors(args, kwargs)):
+        raise TypeError(
+            f"example_input={shown(example)} has no tensor; pass what the model is called with, "
+            "such as torch.randn(2, 3, 224, 224)"
+        )
     traces: dict[str, list[Call]] = {path: [] for path in matched}
     counter = WorkCounter(strict=False)
     with (

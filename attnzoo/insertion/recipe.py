@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from ..registry import JSON, build
-from ..validation import messages
+from ..validation import check, messages
 from . import placing
 from .arrangement import Arrangement
 from .host import How
@@ -90,10 +90,33 @@ def _read(recipe: Any) -> list[Place]:
                 f"{', '.join(_REQUIRED)}, and may have {', '.join(_OPTIONAL)}, as those of "
                 "report.recipe have"
             )
-        view = {**item.get("arrangement", {})}
+        view = item.get("arrangement", {})
+        _check_place(item, view)
         pairs = {key: tuple(view[key]) for key in ("axes", "grid") if view.get(key)}
         places.append(Place(**{**item, "arrangement": Arrangement(**{**view, **pairs})}))
     return places
+
+
+def _check_place(item: Mapping[str, Any], view: Any) -> None:
+    """Raises ValueError or TypeError unless the values of a place are what `as_json` writes."""
+    path = item["path"]
+    if not (isinstance(path, str) and path):
+        raise ValueError(
+            f"the recipe has path={messages.shown(path)}; it must be that of a module inside the "
+            "network, such as 'layer1.0.bn2'"
+        )
+    check.choice("how", item.get("how", "after"), get_args(How))
+    check.flag(residual=item.get("residual", False), zero_init=item.get("zero_init", False))
+    if not isinstance(item["config"], Mapping):
+        raise TypeError(
+            f"the recipe has config={messages.shown(item['config'])} at {path!r}; it must be a "
+            "dict of the block's keywords, such as {'c': 64}"
+        )
+    if not isinstance(view, Mapping) or not set(view) <= set(Arrangement._fields):
+        raise ValueError(
+            f"the recipe has arrangement={messages.shown(view)} at {path!r}; it must be a dict "
+            f"that has none but {', '.join(Arrangement._fields)}, or be left out"
+        )
 
 
 def _block(paths: Mapping[str, nn.Module], place: Place, module: nn.Module | None) -> nn.Module:

@@ -1,7 +1,7 @@
 """What is inserted: a block of the catalogue by its name, or copies of a module of the user's."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,13 @@ def source_of(block: str | nn.Module, config: Mapping[str, Any]) -> Source:
     """
     if isinstance(block, nn.Module):
         return _own(block, config)
+    if isinstance(block, type) and issubclass(block, nn.Module):
+        raise TypeError(
+            f"name={block.__name__} is a class; pass a block's name, or a module: "
+            f"{block.__name__}(...), of which every place gets a copy"
+        )
     entry = find(block)
-    _check_call(entry.name, entry.cls, f"layout {', '.join(entry.layouts)}")
+    _check_call(entry.name, entry.cls.forward, f"layout {', '.join(entry.layouts)}", skip=1)
     if not set(entry.layouts) & set(LAYOUTS):
         raise ValueError(
             f"{block!r} takes {', '.join(entry.layouts)}; a block that is inserted takes one "
@@ -69,7 +74,7 @@ def source_of(block: str | nn.Module, config: Mapping[str, Any]) -> Source:
 
 def _own(module: nn.Module, config: Mapping[str, Any]) -> Source:
     name = f"{type(module).__module__}:{type(module).__qualname__}"
-    _check_call(name, type(module), "a module of yours")
+    _check_call(name, module.forward, "a module of yours")
     for key in config.keys() - {"layout"}:
         raise TypeError(
             f"{key}={config[key]!r} is for a block given by its name; {type(module).__name__} is "
@@ -81,13 +86,12 @@ def _own(module: nn.Module, config: Mapping[str, Any]) -> Source:
     return Source(name, layouts, None, module)
 
 
-def _check_call(name: str, cls: type[nn.Module], what: str) -> None:
+def _check_call(name: str, forward: Callable[..., Any], what: str, skip: int = 0) -> None:
     inputs = [
         key
-        for key, parameter in inspect.signature(cls.forward).parameters.items()
+        for key, parameter in [*inspect.signature(forward).parameters.items()][skip:]
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and key != "self"
     ]
     if len(inputs) > 1:
         raise ValueError(

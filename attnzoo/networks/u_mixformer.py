@@ -62,6 +62,13 @@ class Fuse(nn.Module):
         return out
 
 
+class Stage(MixAttention):
+    """MixAttention, also on maps that `average` has pooled already."""
+
+    def forward(self, x: Tensor, features: Sequence[Tensor], *, pooled: bool = False) -> Tensor:
+        return self.mix(x, features) if pooled else super().forward(x, features)
+
+
 class UMixFormer(nn.Module):
     """U-MixFormer's decoder: `net([e_1, e_2, e_3, e_4])` gives scores at the first map's size.
 
@@ -108,7 +115,7 @@ class UMixFormer(nn.Module):
         self.dims = dims
         self.cells = tuple(2 * pool for pool in pools) if variant == "city" else pools
         self.stages = nn.ModuleList(
-            MixAttention(
+            Stage(
                 c,
                 dims=dims[::-1],
                 pools=pools[::-1],
@@ -133,8 +140,7 @@ class UMixFormer(nn.Module):
         pooled = [average(x, cell) for x, cell in zip(features, self.cells, strict=True)]
         decoded: list[Tensor] = []
         for i in range(len(features) - 1, -1, -1):
-            stage = cast(MixAttention, self.stages[i])
-            decoded.append(stage.mix(features[i], pooled[::-1]))
+            decoded.append(self.stages[i](features[i], pooled[::-1], pooled=True))
             pooled[i] = average(decoded[-1], self.cells[i])
         scores = self.linear_pred(self.dropout(self.linear_fuse(decoded)))
         return match_memory_format(scores if size is None else _resize(scores, size), first)

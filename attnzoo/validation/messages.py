@@ -67,7 +67,7 @@ def nearest_blocks(word: str, known: Mapping[str, Sequence[str]]) -> str:
 
     Args:
         word: a name as people write it: `SKAttention`, `squeeze excitation`, `CBAMBlock`.
-        known: for each block its other names: the class, the title, the title of the paper.
+        known: for each block its other names: the class, the title, the titles of paper and code.
     """
     parts = _parts(word[:100])
     bare, plain = "".join(parts), re.sub(r"[^a-z0-9]", "", word[:100].lower())
@@ -82,7 +82,10 @@ def nearest_blocks(word: str, known: Mapping[str, Sequence[str]]) -> str:
         head = [w.lower() for w in re.findall(r"[A-Za-z]+", title.split(":")[0])]
         if plain == "".join(w[0] for w in head)[: len(plain)]:
             return 2.5
-        for score, words in ((2.0, head), (1.5, re.findall(r"[a-z]+", paper.lower()))):
+        named = re.findall(r"[a-z0-9]+", paper.lower())
+        if len(plain) > 3 and plain in named:
+            return 2.6
+        for score, words in ((2.0, head), (1.5, named)):
             telling = [part for part in parts if len(part) > 2]
             if telling and all(any(w.startswith(part) for w in words) for part in telling):
                 return score

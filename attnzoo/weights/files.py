@@ -61,6 +61,13 @@ def unwrapped(content: Any, label: str) -> Mapping[str, Tensor]:
     found = {"": content} if _is_weights(content) else {}
     if not found and isinstance(content, Mapping):
         found = {key: value for key, value in content.items() if _is_weights(value)}
+        found = found or {
+            f"{key}.{inner}": weights
+            for key, value in content.items()
+            if isinstance(value, Mapping)
+            for inner, weights in value.items()
+            if _is_weights(weights)
+        }
     if len(found) != 1:
         places = f"several: {', '.join(map(repr, found))}" if found else "none"
         raise ValueError(

@@ -163,8 +163,9 @@ def squeezed(tensor: Tensor) -> tuple[int, ...]:
 
 
 def is_counter(key: str) -> bool:
-    """Whether a key is BatchNorm's `num_batches_tracked`, which old checkpoints lack."""
-    return key.endswith("num_batches_tracked")
+    """Whether a key is BatchNorm's `num_batches_tracked`, which old checkpoints lack, or the number
+    of updates that torch's `AveragedModel` puts beside the weights."""
+    return key.endswith("num_batches_tracked") or key == "n_averaged"
 
 
 def mismatch_message(entry: Entry, match: Match, keys: Iterable[str]) -> str:

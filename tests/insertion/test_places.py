@@ -1,6 +1,7 @@
 """Where blocks go: tokens as maps, several calls, training only, lists of paths, own modules."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,55 @@ def test_checkpoints_of_hugging_face_come_back_with_their_blocks(tmp_path: Path)
             report.placements[0].path.removeprefix("vit.")
         ).attnzoo_site.arrangement
     )
+
+
+class Unusual(nn.Module):
+    """Calls itself otherwise than most modules do."""
+
+    def __init__(this) -> None:
+        super().__init__()
+        this.conv = nn.Conv2d(16, 16, 1)
+
+    def forward(this, x: Tensor) -> Tensor:
+        return this.conv(x)
+
+
+def test_own_modules_whatever_they_call_themselves() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+    x = torch.randn(1, 3, 8, 8)
+    assert attnzoo.insert(net, "1", Unusual(), example_input=x).parameters == 16 * 17
+    with pytest.raises(TypeError, match=r"Unusual is a class; .* Unusual\(\.\.\.\)"):
+        attnzoo.insert(net, "1", Unusual, example_input=x)
+    with pytest.raises(TypeError, match=r"example_input=\(1, 3, 8, 8\) has no tensor"):
+        attnzoo.insert(net, "1", "se", example_input=(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"path": ""}, "path=''"),
+        ({"path": 3}, "path=3"),
+        ({"how": "behind"}, "how='behind' must be one of 'after'"),
+        ({"residual": "no"}, "residual='no' must be True or False"),
+        ({"config": None}, "config=None at '1'; it must be a dict"),
+        ({"arrangement": None}, "arrangement=None at '1'"),
+        ({"arrangement": {"axis": 1}}, "has none but axes, grid, kept, flat"),
+    ],
+    ids=str,
+)
+def test_values_of_a_recipe_are_checked(value: dict[str, Any], words: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+    before = str(net)
+    recipe = [{"path": "1", "block": "simam", "config": {"c": 16}, **value}]
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        attnzoo.apply(net, recipe)
+    assert str(net) == before
+
+
+def test_a_grid_that_does_not_fit_names_the_one_that_does() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5, depth=1)
+    words = r"has 17; the nearest grid is as_map=\(4, 4\), behind 1 other tokens"
+    with pytest.raises(ValueError, match=words):
+        attnzoo.insert(
+            vit, "blocks.0", "se", example_input=torch.randn(1, 3, 64, 64), as_map=(7, 7)
+        )

@@ -131,6 +131,15 @@ def test_published_counts(
             assert attnzoo.registry.find("u_mixformer").executed(at, **config) < macs - 0.8 * fuse
 
 
+def test_hooks_of_stages_are_called() -> None:
+    _, net, inputs = made("u_mixformer", attnzoo.InputSize(2, 1, 16, 16), **CONFIG)
+    called: list[nn.Module] = []
+    for stage in net.stages:
+        stage.register_forward_hook(lambda module, *_: called.append(module))
+    net(inputs["features"])
+    assert called == [*net.stages][::-1]
+
+
 def test_starts_as_the_authors_do() -> None:
     torch.manual_seed(1)
     net = attnzoo.build("u_mixformer", **CONFIG)

@@ -33,6 +33,11 @@ from attnzoo import cli
         ("NonLocal", "gc"),
         ("SimAMModule", "simam"),
         ("EMAttention", "ema"),
+        ("EfficientViT", "relu_linear"),
+        ("AirFormer", "ct_msa"),
+        ("MTGNN", "dilated_inception"),
+        ("ASTGNN", "trend_aware"),
+        ("DSTAGNN", "m_gtu"),
     ],
 )
 def test_names_as_people_write_them(word: str, near: str) -> None:
@@ -46,6 +51,12 @@ def test_names_as_people_write_them(word: str, near: str) -> None:
 def test_a_name_like_none_points_nowhere(word: str) -> None:
     with pytest.raises(attnzoo.UnknownBlockError, match=r"^(?!.*did you mean).*attnzoo\.names\(\)"):
         attnzoo.build(word, c=64)
+
+
+def test_classes_as_people_write_them() -> None:
+    for word, near in (("SELayer", "SE"), ("Agent", "AgentAttention"), ("SKAttention", "SKConv")):
+        with pytest.raises(AttributeError, match=f"did you mean '{near}'"):
+            getattr(attnzoo, word)
 
 
 X = torch.randn(2, 64, 8, 8)

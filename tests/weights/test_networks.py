@@ -174,3 +174,16 @@ def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
         attnzoo.from_upstream(state, model="cbam")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="meta device has no values"):
         attnzoo.from_upstream(state, model=net.to("meta"))
+
+
+def test_checkpoints_of_averages_and_in_nested_dictionaries() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    nets = [torchvision.models.resnet18(num_classes=5) for _ in range(2)]
+    for net in nets:
+        attnzoo.insert(net, "layer1", "se", example_input=x)
+    average = torch.optim.swa_utils.AveragedModel(nets[0]).state_dict()
+    assert "n_averaged" in average
+    for state in (average, {"epoch": 3, "checkpoint": {"model": average, "step": 7}}):
+        nets[1].layer1.attnzoo.fc1.weight.data.zero_()
+        attnzoo.from_upstream(model=nets[1], state_dict=state)
+        assert torch.equal(nets[1].eval()(x), nets[0].eval()(x))

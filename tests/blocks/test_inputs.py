@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnzoo.testing.checks import calls, samples
+from attnzoo.testing.checks import calls, numbers, samples, state
 from attnzoo.testing.outcome import Check
 from attnzoo.testing.subject import registered
 
@@ -66,8 +66,8 @@ def test_two_steps_are_bitwise_equal(name: str, train: bool) -> None:
     samples.deterministic(subject(name), [train])
 
 
-BASICS = (calls.runs, calls.dtype, calls.gradients, calls.device, calls.values)
-ALONE = (samples.seed, samples.stateless, samples.causal)
+BASICS = (calls.runs, calls.dtype, calls.gradients, calls.device, calls.values, numbers.zeros)
+ALONE = (samples.seed, samples.stateless, samples.causal, state.caches)
 
 
 @pytest.mark.parametrize("check", BASICS, ids=lambda check: check.name)

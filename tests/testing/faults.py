@@ -92,6 +92,35 @@ class OutputsKept(Gate):
         return x * self.kept[-1]
 
 
+@fault("caches", "something of the earlier call is used")
+class PositionsOfTheFirstCall(Gate):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ramp: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ramp is None:
+            self.ramp = torch.linspace(0, 1, x.shape[3], dtype=x.dtype, device=x.device)
+        return x * self.gate(x) + self.ramp
+
+
+@fault("caches", "something of the earlier call is used")
+class LargestSizeSoFar(Gate):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.width = max(self.width, x.shape[3])
+        return x * self.gate(x) / self.width
+
+
+@fault("zeros", "gradients of inputs that are not finite")
+class NormWithoutEps(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x) * x.norm(dim=1, keepdim=True).sqrt()
+
+
 @fault("untouched", "changed in place")
 class InputChanged(Gate):
     def forward(self, x: Tensor) -> Tensor:

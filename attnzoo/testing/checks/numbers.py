@@ -257,6 +257,18 @@ def autocast_step(
     return None
 
 
+@check("zeros", remedy="add eps inside the root: (x.square().sum(-1) + eps).sqrt(); F.normalize")
+def zeros(subject: Subject) -> str | None:
+    """inputs of zeros, as padding is, give finite outputs and gradients"""
+    module, inputs = subject.made()
+    found = step(module, scaled(inputs, 0, torch.float32))
+    for kind, name in (("outputs", "outputs"), ("inputs", "gradients of inputs")):
+        require(finite(found[kind]), f"inputs of zeros give {name} that are not finite")
+    for key, gradient in found["parameters"].items():
+        require(finite(gradient), f"inputs of zeros give a gradient of {key} that is not finite")
+    return None
+
+
 SCALES = ("1", "10", "30", *(f"1e{power}" for power in (2, 3, 4, 6, 9, 12, 18, 24, 30, 36)))
 SCALE_REMEDY = "compute sums, squares and exponentials in float32, or scale before the sum"
 

@@ -40,8 +40,8 @@ from .._torch import normalizes_batches
 from ..autograd import needs_reference_form
 from ..ops import leading
 from ..ops import ltae_steps as encoding
+from ..ops import pooling_over_time as over_time
 from ..ops.folding import is_plain, is_projection
-from ..ops.pooling_over_time import attention_pool, group_norm_over_time, scored_pool
 from ..ops.precision import upcast, upcast_dtype
 from ..ops.sinusoid import sinusoid
 from ..registry import Inputs, InputSize, Random, register
@@ -50,31 +50,34 @@ from ..validation.types import Count, Rate, Width
 
 
 def lightweight_attention(
-    n: Tensor,
+    x: Tensor,
+    left_out: Tensor | None,
+    code: Tensor | None,
+    padded: Tensor | None,
     query: Tensor,
     constant: Tensor,
     weight: Tensor,
     shift: Tensor,
-    code: Tensor | None,
-    padded: Tensor | None = None,
-    dropout: float = 0.0,
+    eps: float,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """a_h = softmax_t(query_h . e_t) and sum_t a_ht e_t[h] of e_t = weight n_t + shift + p_t.
 
-    n (B, P, C, T); query (heads, D) is q_h K_h / sqrt(d_k), constant (heads,) is added to the
-    scores of all steps; weight (D, C), or (C,) if diagonal; shift (D,); code (B, T, D / heads) is
-    p_t; for the rest see `attention_pool`. Returns (B, P, heads, D / heads) and a (B, P, heads, T).
+    x (B, P, T, C), n its norm without the steps `left_out` (B, T); query (heads, D) is q_h K_h /
+    sqrt(d_k), constant (heads,) is added to all scores; weight (D, C), or (C,) if diagonal; shift
+    (D,); code (B, T, D / heads) is p_t. Returns (B, P, heads, D / heads) and a (B, P, heads, T).
     """
     heads, diagonal = len(query), weight.ndim == 1
-    offset = upcast(constant + (query * shift).sum(1))[None, :, None]  # 1 heads 1
+    n = over_time.group_norm_over_time(x, heads, eps, left_out)
+    offset = upcast(constant + (query * shift).sum(1))  # heads
     if code is not None:  # the same for every head
-        offset = offset + (code @ upcast(query.view(heads, heads, -1).sum(1)).t()).mT  # B heads T
+        offset = (offset + code @ upcast(query.view(heads, heads, -1).sum(1)).t())[:, None]
     query = query * weight if diagonal else query @ weight  # heads C
-    y, a = attention_pool(n, query, offset, padded, heads if diagonal else 1, dropout)
+    y, a = over_time.attention_pool(n, query, offset, padded, heads if diagonal else 1, dropout)
     if diagonal:
         y = y * weight.view(heads, -1)
     else:
-        y = torch.einsum("bphc,hdc->bphd", y, weight.view(heads, -1, n.shape[2]))
+        y = torch.einsum("bphc,hdc->bphd", y, weight.view(heads, -1, n.shape[3]))
     y = y + shift.view(heads, -1) * a.sum(3, keepdim=True)  # that sum is 1 without dropout
     if code is not None:
         y = y + (a.flatten(1, 2) @ code.to(a.dtype)).view_as(y)
@@ -190,22 +193,22 @@ class LTAE(nn.Module):
         plain_key = is_plain(key, nn.Linear) and key.bias is not None
         if self.variant == "original":
             table = (self.position_enc, *self.table_span)
-            e = encoding.encode_original(x, positions, norm, conv, self.inconv_norm, *table)
+            e = encoding.encode_original(x, positions, norm, conv, self.inconv_norm, *table).mT
         else:
             stats = padded if self.padding_invariant else None
-            code, series = self._code(positions, steps, x), x.permute(0, 3, 2, 1)  # B P C T
+            code = self._code(positions, steps, x)
             if plain_key and is_plain(norm, nn.GroupNorm) and (conv is None or is_projection(conv)):
-                n = group_norm_over_time(series, heads, norm.eps, stats)
-                folded = *encoding.folded_query(self.query, key), *encoding.folded_norm(norm, conv)
-                return lightweight_attention(n, *folded, code, padded, dropout)
-            e = encoding.encode(series, norm, conv, code, heads, stats)
+                queries = encoding.folded_query(self.query, key)
+                shared = (*queries, *encoding.folded_norm(norm, conv), norm.eps, dropout)
+                own = stats, code, padded  # of each sample
+                return over_time.in_runs_of_pixels(lightweight_attention, x, own, shared)
+            e = encoding.encode(x.permute(0, 3, 2, 1), norm, conv, code, heads, stats).mT
         if plain_key:
             query, constant = encoding.folded_query(self.query, key)
-            offset = upcast(constant)[None, :, None]
-            return attention_pool(e, query, offset, padded, heads, dropout)
-        keys = torch.unflatten(upcast(key(e.mT)), 3, self.query.shape)  # B P T heads d_k
-        scores = (keys * upcast(self.query) / math.sqrt(self.d_k)).sum(4).mT
-        return scored_pool(e, scores, padded, heads, dropout)
+            return over_time.attention_pool(e, query, upcast(constant), padded, heads, dropout)
+        keys = torch.unflatten(upcast(key(e)), 3, self.query.shape)  # B P T heads d_k
+        scores = (keys * upcast(self.query) / math.sqrt(self.d_k)).sum(4)
+        return over_time.scored_pool(e, scores, padded, heads, dropout)
 
     def _code(self, positions: Tensor | None, steps: tuple[int, ...], x: Tensor) -> Tensor | None:
         """The code of each step's day, (B, T, D / heads)."""

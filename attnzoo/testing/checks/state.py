@@ -18,7 +18,7 @@ from ...registry import Inputs
 from ..closeness import assert_close
 from ..inputs import arguments, batch_axis, call, map_tensors, randomize_parameters, tensors
 from ..memory import kept_bytes
-from ..outcome import FaultError, NotApplicableError, check, not_applicable, require
+from ..outcome import FaultError, check, not_applicable, require
 from ..resize import batch_size
 from ..step import step
 from ..subject import ODD, SMALL, Subject
@@ -293,15 +293,15 @@ def memory(subject: Subject) -> str | None:
 @check("caches", remedy="make it anew if the size differs, or cache it by size, dtype and device")
 def caches(subject: Subject) -> str | None:
     """calls of one module do not depend on the sizes of its earlier calls"""
-    small, large = _two_sizes(subject)
-    wanted = [_eval_step(subject.module(), inputs) for inputs in (small, large)]
+    if (sizes := _two_sizes(subject)) is None:
+        return not_applicable("it takes inputs of one size alone")
+    wanted = [_eval_step(subject.module(), inputs) for inputs in sizes]
     for order in ((0, 1), (1, 0)):
         module = subject.module()
         for i in order:
-            inputs = (small, large)[i]
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors(sizes[i]))
             try:
-                assert_close(_eval_step(module, inputs), wanted[i])
+                assert_close(_eval_step(module, sizes[i]), wanted[i])
             except Exception as error:  # a tensor of another size meets the module's
                 raise FaultError(
                     f"after inputs of another size, those of shape {shapes} fail or give other "
@@ -310,17 +310,17 @@ def caches(subject: Subject) -> str | None:
     return None
 
 
-def _two_sizes(subject: Subject) -> tuple[Inputs, Inputs]:
-    """Two sets of inputs of different sizes that the module takes, each in a module of its own."""
+def _two_sizes(subject: Subject) -> tuple[Inputs, Inputs] | None:
+    """Inputs of two sizes that the module takes, each in a module of its own."""
     usual, other = subject.inputs(), subject.inputs(SMALL)
     shapes = [[t.shape[1:] for t in tensors(inputs)] for inputs in (usual, other)]
     if shapes[0] == shapes[1]:
-        raise NotApplicableError("no axis of the inputs is one of time or space")
+        return None
     try:
         with torch.no_grad():
             call(subject.module(), other)
-    except Exception:
-        raise NotApplicableError("it takes inputs of one size alone; see sizes") from None
+    except Exception:  # refused, or a fault that `sizes` tells
+        return None
     return usual, other
 
 

@@ -37,7 +37,9 @@ def page(name: str, pictured: bool = False) -> str:
         "The authors' weights": _weights(name),
         "Citation": _citation(name),
     }
-    parts = [f"# {name}\n"]
+    called, colon, _ = record.title.partition(": ")
+    title = f"{name}: {called}" if colon else name
+    parts = [f'---\ntitle: "{title}"\nsearch: {{boost: 3}}\n---\n\n# {name}\n']
     for title, body in sections.items():
         if body:
             parts.append(f"## {title}\n\n{body}" if title else body)

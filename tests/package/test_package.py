@@ -1,8 +1,10 @@
 """The package as a whole: its public names, import time, files, and the code in its documents."""
 
 import re
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,29 @@ def test_links_of_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:|#", target):
             assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_package_index_gets_links_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    interface = types.ModuleType("hatchling.metadata.plugin.interface")
+    interface.MetadataHookInterface = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    absolute = runpy.run_path(str(ROOT / "docs" / "readme.py"))["absolute"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\(", absolute(text, None)) == []
+    linked = absolute(text, "https://example.org/attnzoo/")
+    assert "](https://example.org/attnzoo/blob/main/docs/insert.md)" in linked
+    assert "](https://example.org/attnzoo/raw/main/docs/attention.jpg)" in linked
+    assert re.findall(r"\]\((?!https)", linked) == []
+    assert re.findall(r"^```.*?^```", linked, re.M | re.S) == re.findall(
+        r"^```.*?^```", text, re.M | re.S
+    )
+
+
+def test_versions_and_names_agree() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {attnzoo.__version__}\n" in citation
+    assert "attnzoo developers" in citation
+    assert "attnzoo developers" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_readme_shows_code_by_line_20() -> None:

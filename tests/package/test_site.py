@@ -33,7 +33,7 @@ def test_a_name_has_a_whole_page(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(reference, "verify", lambda name: [])  # has tests of its own
     text = page.page(name)
     assert re.findall("^## (.*)$", text, re.MULTILINE) == list(SECTIONS)
-    assert text.startswith(f"# {name}\n")
+    assert f"\n---\n\n# {name}\n" in text
     assert "\n\n\n" not in text
 
 

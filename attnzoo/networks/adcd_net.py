@@ -1,5 +1,6 @@
 """ADCD-Net: two stages that classify a patch of a multispectral and a panchromatic image.
 
+When: a patch of a multispectral and a panchromatic image is to be put into one class.
 Paper: An Adaptive Dual-Supervised Cross-Deep Dependency Network for Pixel-Wise Classification,
     IEEE TGRS 2025, document 10841446.
 Code: ChenC1027/ADCD-Net @bb9440ce, `ADCD_Net.py` (`SS_Net`, `S_Net`), `SPS.py`, which import the

@@ -1,5 +1,6 @@
 """SegEarth-OV: training-free open-vocabulary segmentation with a CLIP vision tower.
 
+When: images are to be segmented by texts, with CLIP's weights and without training.
 Paper: SegEarth-OV: Towards Training-Free Open-Vocabulary Segmentation for Remote Sensing Images,
     Li, Liu, Cao, Bai, Zhou, Meng, Wang, CVPR 2025, arXiv 2410.01768.
 Code: likyoo/SegEarth-OV @3e22a969, `segearth_segmentor.py`, `open_clip/transformer.py`.

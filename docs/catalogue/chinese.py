@@ -1,6 +1,7 @@
 """What every block does, in Chinese: the first sentences of the docstrings."""
 
 TITLES = {
+    "adcd_net": "两阶段网络，融合多光谱与全色图像，对图块分类。",
     "aff": "用局部与全局上下文生成的门控融合两个特征图。",
     "agent": "少量池化得到的代理查询先汇聚信息，所有查询再从代理读取。",
     "bam": "通道门控与空洞卷积空间门控相乘。",
@@ -41,6 +42,7 @@ TITLES = {
     "sapa": "引导图的每个像素关注其对应源像素周围的窗口。",
     "sapa_stack": "四次两倍 SAPA 上采样，共放大 16 倍。",
     "se": "用通道均值经瓶颈 MLP 得到的门控缩放每个通道。",
+    "segearth_ov": "利用 CLIP 视觉塔，无需训练即可做开放词汇分割。",
     "self_gate": "EPSANet 中的挤压激励权重，单独用来缩放每个通道。",
     "self_self": "用于 CLIP 最后一层：查询关注查询，键关注键。",
     "simam": "按每个值与通道均值的距离做门控，没有参数。",

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from ..registry import names
 from ..validation import check
 from . import placing
 from .host import How, Inserted, enclosed
@@ -89,6 +90,7 @@ def insert(
     options = InsertOptions(how, residual, zero_init, channel_axis, as_map, shared, train, cfg)
     placing.check_model(model)
     _check_options(options)
+    _check_order(model, where, name)
     source = source_of(name, cfg)
     check.flag(dry_run=dry_run)
     matched = matches(model, where, shared)
@@ -120,6 +122,17 @@ def remove(model: nn.Module) -> nn.Module:
             placing.replace(model, path, enclosed(module))
     placing.release(model)
     return model
+
+
+def _check_order(model: nn.Module, where: Where, name: object) -> None:
+    """Raises ValueError if the paths and the block's name are swapped."""
+    if not (isinstance(where, str) and isinstance(name, str)):
+        return
+    if where in names() and name not in names() and where not in dict(named_modules(model)):
+        raise ValueError(
+            f"where={where!r} is the name of a block, and name={name!r} is not; write "
+            f"attnzoo.insert(model, {name!r}, {where!r}, ...)"
+        )
 
 
 def _check_options(options: InsertOptions) -> None:

@@ -79,13 +79,14 @@ def nearest_blocks(word: str, known: Mapping[str, Sequence[str]]) -> str:
         short = {"".join(_parts(name)) or name, "".join(_parts(cls)) or cls.lower()}
         if bare in short or plain in (name.replace("_", ""), cls.lower()):
             return 3.0
-        head = [w.lower() for w in re.findall(r"[A-Za-z]+", title.split(":")[0])]
+        told = re.findall(r"[a-z]+", title.lower())
+        head = re.findall(r"[a-z]+", title.lower().split(":")[0])
         if plain == "".join(w[0] for w in head)[: len(plain)]:
             return 2.5
         named = re.findall(r"[a-z0-9]+", paper.lower())
         if len(plain) > 3 and plain in named:
             return 2.6
-        for score, words in ((2.0, head), (1.5, named)):
+        for score, words in ((2.0, head), (1.7, told), (1.5, named)):
             telling = [part for part in parts if len(part) > 2]
             if telling and all(any(w.startswith(part) for w in words) for part in telling):
                 return score

@@ -52,9 +52,10 @@ def bind(
 _ALIASES = {
     "c": "dim in_channels in_channel in_planes inplanes inp in_dim in_features gate_channels "
     "channels channel num_channels embed_dim embed_dims d_model hidden_size hidden_dim input_dim "
-    "planes features c1 ch nc chs",
+    "planes features num_features c1 ch in_ch ch_in nc chs",
     "c_out": "out_channels out_channel out_planes outp oup out_dim out_features c2 d_out",
-    "reduction": "reduction_ratio rd_ratio ratio r se_ratio squeeze_factor squeeze_ratio",
+    "reduction": "reduction_ratio rd_ratio ratio r se_ratio squeeze_factor squeeze_ratio factor",
+    "kernel_size": "k ks kernel ksize k_size",
     "heads": "num_heads n_heads nhead n_head h head num_attention_heads",
     "dropout": "drop drop_rate attn_drop proj_drop p dropout_p",
 }

@@ -36,6 +36,7 @@ from attnzoo import cli
         ("EfficientViT", "relu_linear"),
         ("AirFormer", "ct_msa"),
         ("MTGNN", "dilated_inception"),
+        ("SpatialGate", "bam' or 'cbam"),
         ("ASTGNN", "trend_aware"),
         ("DSTAGNN", "m_gtu"),
     ],
@@ -96,6 +97,9 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
         key: (lambda key=key: build("se", **{key: 64}), f"no argument '{key}'; did you mean 'c'")
         for key in ("dim", "in_channels", "in_planes", "inp", "gate_channels", "d_model")
     },
+    "in_ch": (lambda: build("se", in_ch=64), "did you mean 'c'"),
+    "ks": (lambda: build("cbam", 64, ks=7), "did you mean 'kernel_size'"),
+    "swapped": (lambda: insert("se", "stem"), r"write attnzoo\.insert\(model, 'stem', 'se'"),
     "num_heads": (lambda: build("agent", 64, num_heads=4), "did you mean 'heads'"),
     "oup": (lambda: build("coordatt", inp=64, oup=64), "did you mean 'c'"),
     "coordatt(64, 64)": (lambda: build("coordatt", 64, 64), "write c_out=64"),

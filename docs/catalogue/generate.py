@@ -8,6 +8,10 @@ import attnzoo
 from . import dataflow, facts, gallery, page, pictures
 
 API = """\
+---
+search: {boost: 0.3}
+---
+
 # API
 
 Everything that `import attnzoo` offers by name. The classes of the blocks, `attnzoo.CBAM` and the

@@ -42,7 +42,8 @@ def page(name: str, pictured: bool = False) -> str:
     parts = [f'---\ntitle: "{title}"\nsearch: {{boost: 3}}\n---\n\n# {name}\n']
     for title, body in sections.items():
         if body:
-            parts.append(f"## {title}\n\n{body}" if title else body)
+            unsearched = " { data-search-exclude }" if title == "Data flow" else ""
+            parts.append(f"## {title}{unsearched}\n\n{body}" if title else body)
     return "\n".join(parts)
 
 

@@ -37,9 +37,9 @@ def picture(name: str) -> bytes | None:
     try:
         if name in attnzoo.names(family="upsampler"):
             _upsampled(name, axes)
-        elif layout == "image" or (layout == "pair" and _takes_images(name)):
+        elif layout in ("image", "pair") and _takes_like_images(name):
             _on_photograph(name, axes)
-        elif "sequence" in find(name).layouts:
+        elif "sequence" in find(name).layouts and "c" in find(name).example:
             _on_series(name, axes)
         else:
             return None
@@ -74,10 +74,12 @@ def strip() -> bytes:
     return buffer.getvalue()
 
 
-def _takes_images(name: str) -> bool:
+def _takes_like_images(name: str) -> bool:
+    """Whether all inputs are images of one shape."""
     entry = find(name)
     inputs = make_inputs(entry, dict(entry.example), entry.input_size, device="meta")
-    return all(tensor.ndim == 4 for tensor in tensors(inputs))
+    shapes = {tuple(tensor.shape) for tensor in tensors(inputs)}
+    return len(shapes) == 1 and len(shapes.pop()) == 4
 
 
 def _on_photograph(name: str, axes: Any) -> None:

@@ -10,6 +10,7 @@ TESTS = Path(__file__).parents[1]
 BLOCK = '''
 """Mean gate: scales each channel by a gate of its mean.
 
+When: a channel gate must have one weight for each channel and no more.
 Paper: none.
 Code: this file.
 Math: y = x * sigmoid(scale * mean_HW(x)).

@@ -322,6 +322,7 @@ PEERS = (
             "norm": (None, "bn2d"),
             "eps": c["eps"],
         },
+        blank=("onnx", "onnxsim"),
     ),
     Peer(
         block="eca",

@@ -16,12 +16,14 @@ Cost: with r = c // reduction, parameters 2 c r + r + c (+ 2 kernel_size^2 + 2 w
     gate); MACs 2 c r for each pooling (+ 2 kernel_size^2 H W).
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..autograd import cbam, custom_gradient
+from ..ops.maximum import largest
 from ..registry import InputSize, KnownVariant, register
 from ..validation import check
 from ..validation.types import Count, NotEmpty, Odd, Width
@@ -38,7 +40,7 @@ def pool(x: Tensor) -> tuple[Tensor, ...]:
 def pool_channels(x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
     """x itself, and the maximum and mean over channels of u = s * x: (B, H, W); s is (B, C)."""
     u = x * s[:, :, None, None]
-    return x, u.max(1).values, u.mean(1)
+    return x, largest(u, 1), u.mean(1)
 
 
 def scale(x: Tensor, s: Tensor, gate: Tensor) -> Tensor:
@@ -136,9 +138,9 @@ class MaxMeanGate(nn.Module):
         return self.conv.weight.numel() * plane
 
 
-_POOLINGS = {
+_POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean(2),
-    "max": lambda x: x.max(2).values,  # unlike amax, one index gets a tie's gradient
+    "max": lambda x: largest(x, 2),
     "lp": lambda x: torch.linalg.vector_norm(x, dim=2),
     "lse": lambda x: x.logsumexp(2),
 }

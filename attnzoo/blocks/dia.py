@@ -20,10 +20,12 @@ Cost: with n = ceil(H / 2) ceil(W / 2), parameters 59, MACs 54 n; not modulated 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autograd import custom_gradient, dia
-from ..ops.stop_gradient import stop_gradient
+from ..ops.maximum import largest
+from ..ops.stop_gradient import may_be_derived, stop_gradient
 from ..registry import InputSize, register
 from ..validation import check, types
 from ..validation.types import Width
@@ -31,8 +33,7 @@ from ..validation.types import Width
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C, H, W) itself, and its mean and maximum over the channels: (B, 1, H, W)."""
-    maximum = x.max(1, keepdim=True).values  # not amax: in a tie only the first gets the gradient
-    return x, x.mean(1, keepdim=True), maximum
+    return x, x.mean(1, keepdim=True), largest(x, 1, keepdim=True)
 
 
 def gate(x: Tensor, mask: Tensor) -> Tensor:
@@ -102,8 +103,11 @@ class DIA(nn.Module):
 def _doubled(mask: Tensor, height: int, width: int) -> Tensor:
     """The mask at twice its size, nearest neighbor, cropped to the image.
 
-    By indices: cropping an interpolated map would specialize an export to odd or even sizes.
+    When compiled by indices: cropping an interpolated map would specialize the graph to odd or even
+    sizes.
     """
+    if not torch.compiler.is_compiling():
+        return F.interpolate(mask, scale_factor=2.0)[..., :height, :width]
     rows = torch.arange(height, device=mask.device) // 2
     columns = torch.arange(width, device=mask.device) // 2
     return mask.index_select(2, rows).index_select(3, columns)
@@ -115,7 +119,7 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     Ordinary operations, and exact: the difference is zero. A custom autograd Function would lose
     the factor in torch.export as module hooks do.
     """
-    return torch.lerp(stop_gradient(x), x, factor)
+    return torch.lerp(stop_gradient(x), x, factor) if may_be_derived(x) else x
 
 
 register(

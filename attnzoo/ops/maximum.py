@@ -4,7 +4,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .stop_gradient import may_be_derived
+
 _SMALL = 2**16  # elements below which fewer operations are faster than cheaper ones
+
+
+def largest(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """`x.max(dim).values`, whose gradient goes to one element in a tie.
+
+    Where no gradient can be asked for it is `amax`, which is several times as fast.
+    """
+    if may_be_derived(x):
+        return x.max(dim, keepdim=keepdim).values
+    return x.amax(dim, keepdim=keepdim)
 
 
 def max_with_index(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,22 @@
-"""Stopping a gradient, also in recorded graphs."""
+"""Stopping a gradient, also in recorded graphs, and whether there can be one."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _torch
+
+
+def may_be_derived(x: Tensor) -> bool:
+    """Whether a derivative through `x` can be asked for, in this call or of a recorded graph."""
+    return (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and x.requires_grad)
+        or _torch.transforms_active()
+        or _torch.forward_mode_active()
+        or _torch.proxy_tracing()
+        or _torch.jit_tracing()
+    )
 
 
 def stop_gradient(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 from torch import Tensor, nn
 
@@ -96,7 +95,7 @@ def _checkout(folder: Path, file: str, source: str, blank: Sequence[str] = ()) -
     if spec is None or spec.loader is None:
         raise MissingPeerError(f"{path} is not a Python module")
     module = importlib.util.module_from_spec(spec)
-    with _importable(folder), mock.patch.dict(sys.modules, {n: _Blank(n, folder) for n in blank}):
+    with _importable(folder), _blanked(blank, folder):
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # importing it may raise anything
@@ -126,6 +125,20 @@ class _Blank(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return _Nothing
+
+
+@contextmanager
+def _blanked(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Put blank modules in place of these, and whatever was there back afterwards."""
+    before = {name: sys.modules.get(name) for name in names}
+    sys.modules.update({name: _Blank(name, folder) for name in names})
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
 
 
 @contextmanager

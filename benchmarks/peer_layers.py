@@ -322,7 +322,7 @@ PEERS = (
             "norm": (None, "bn2d"),
             "eps": c["eps"],
         },
-        blank=("onnx", "onnxsim"),
+        blank=("onnxsim",),
     ),
     Peer(
         block="eca",

@@ -78,6 +78,7 @@ LARGE = {
 SMALL = {
     **dict.fromkeys(GATES, Workload({"c": 64}, TINY)),
     **dict.fromkeys(DANET, Workload({"c": 256}, TINY)),
+    "sknet": Workload({"c": 64}, InputSize(2, 1, 14, 14)),  # BatchNorm takes two samples
     "agent": Workload({"c": 64, "heads": 4, "window": (14, 14)}, TINY),
     "relu_linear": Workload({"c": 64, "dim": 16}, TINY),
     "swiftformer": Workload({"c": 64}, InputSize(1, 196)),
@@ -101,13 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             for work in _workloads(peer, options):
                 rows.append(measured(peer, work, options))
                 print(line(rows[-1]), file=sys.stderr, flush=True)
-    print(text := markdown(rows))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "peers.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (options.out / "peers.md").write_text(text)
-        chart(rows, options.out / "peers.svg")
+                write(rows, options.out)  # so that a run that is stopped leaves what it measured
+    print(markdown(rows))
     return int(any("error" in row for row in rows))
+
+
+def write(rows: list[dict[str, Any]], folder: Path | None) -> None:
+    """The rows as JSON, as a table and as a chart, into the folder if there is one."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "peers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "peers.md").write_text(markdown(rows))
+    chart(rows, folder / "peers.svg")
 
 
 def _workloads(peer: Peer, options: argparse.Namespace) -> list[Workload]:
@@ -169,7 +176,7 @@ def _arranged(tensor: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _row(peer: Peer, work: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    found = matched(peer, work, options)
+    found, timed = matched(peer, work, options), (options.device, options.time)
     for verdict in attnzoo.verify(peer.block):
         if not verdict.passed:
             raise RuntimeError(f"{peer.block} fails its reference case {verdict.case!r}")
@@ -183,20 +190,20 @@ def _row(peer: Peer, work: Workload, options: argparse.Namespace) -> dict[str, A
         "attnzoo": attnzoo.__version__,
         "outputs": found.outputs,
         "saved_bytes": [_saved(found, side) for side in SIDES],
-        "forward": compared(*(_forward(found, side) for side in SIDES), options.device),
-        "training": compared(*(_training(found, side) for side in SIDES), options.device),
+        "forward": compared(*(_forward(found, side) for side in SIDES), *timed),
+        "training": compared(*(_training(found, side) for side in SIDES), *timed),
     }
-    return row | (_compiled(found, options.device) if options.compiled else {})
+    return row | (_compiled(found, *timed) if options.compiled else {})
 
 
-def _compiled(found: Match, device: str) -> dict[str, Any]:
+def _compiled(found: Match, device: str, seconds: float) -> dict[str, Any]:
     """Training steps of the compiled blocks: both, and theirs against the better of ours."""
     torch.compiler.reset()
     ours, theirs = (torch.compile(block, dynamic=False) for block in found.blocks)
     compiled = found._replace(blocks=(ours, theirs))
     steps = [_training(compiled, side) for side in SIDES]
-    both = compared(*steps, device)
-    plain = compared(_training(found, 0), steps[1], device)
+    both = compared(*steps, device, seconds)
+    plain = compared(_training(found, 0), steps[1], device, seconds)
     return {"compiled": both, "theirs_compiled": max(both, plain, key=lambda t: t["ratio"])}
 
 
@@ -273,7 +280,7 @@ def _saved(found: Match, side: int) -> int:
     return saved_bytes(lambda: _run(found, side, train=True), outside)
 
 
-def compared(ours: Step, theirs: Step, device: str) -> dict[str, Any]:
+def compared(ours: Step, theirs: Step, device: str, seconds: float = 1.0) -> dict[str, Any]:
     """Both minimum times of alternating samples in ms, their ratio, and the null's ratio."""
     steps = {
         "a": _settled(ours, device),
@@ -286,7 +293,7 @@ def compared(ours: Step, theirs: Step, device: str) -> dict[str, Any]:
         return lambda count: sample.times(sample.burst(step, calls, 0.0, count))
 
     # As many samples as it takes until the null copy agrees, whatever the ratio.
-    timing = interleave({name: burst(step) for name, step in steps.items()}, math.inf)
+    timing = interleave({name: burst(step) for name, step in steps.items()}, math.inf, seconds)
     return {
         "ours_ms": 1e3 * timing.a,
         "theirs_ms": 1e3 * timing.b,
@@ -323,6 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--upstream", type=Path, metavar="DIR", help="authors' checkouts, DIR/NAME")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write peers.json, .md and .svg")
+    parser.add_argument("--time", type=float, default=1.0, help="seconds of samples (%(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also compile both sides")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--c", type=int, help="channels, at the example's size")

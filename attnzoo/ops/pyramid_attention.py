@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from .pyramid import Pyramid, neighbors, own_neighbors
+from .pyramid import Pyramid, neighbors, own_neighbors, tables
+
+_FEW = 2**19  # pairs of nodes, of all heads and samples, up to which a whole matrix is faster
 
 
 def pyramid_attention(
@@ -35,6 +37,26 @@ def pyramid_attention(
     if keep is not None:
         weights = weights * keep
     return torch.einsum("bhsk,bskhd->bshd", weights, near_v)
+
+
+def is_small(k: Tensor) -> bool:
+    """Whether `whole_attention` is faster for these keys (B, S, H, D)."""
+    return not torch.compiler.is_compiling() and k[..., 0].numel() * k.shape[1] <= _FEW
+
+
+def whole_attention(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid) -> Tensor:
+    """`pyramid_attention` by the matrix of all pairs of nodes, for few nodes."""
+    (blocked,) = tables(_blocked, pyramid, q.device)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # B H S D
+    scores = (q @ k.mT).masked_fill(blocked[: q.shape[2]], float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def _blocked(pyramid: Pyramid, device: torch.device) -> tuple[Tensor]:
+    """(S, S), True where a node does not attend to another."""
+    index, _ = neighbors(pyramid, device)
+    blocked = torch.ones(len(index), len(index), dtype=torch.bool, device=device)
+    return (blocked.scatter(1, index, False),)
 
 
 def _picked(nodes: Tensor, index: Tensor) -> Tensor:

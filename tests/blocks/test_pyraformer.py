@@ -17,6 +17,7 @@ from attnzoo.autograd import reference_forms
 from attnzoo.autograd.pyramid_attention import pyramid_attention
 from attnzoo.blocks.pyraformer import PyramidAttention
 from attnzoo.ops import pyramid as pyramid_module
+from attnzoo.ops import pyramid_attention as plain
 from attnzoo.ops.pyramid import Pyramid, ancestors, level_sizes, neighbors
 from attnzoo.testing.closeness import assert_close
 from attnzoo.testing.inputs import randomize_parameters
@@ -170,8 +171,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("length", [8, 11, 21])
+def test_a_small_pyramid_by_its_whole_matrix(length: int) -> None:
+    """Equal to the form of few pairs, also where only the first nodes ask."""
+    pyramid = Pyramid.of(length, (2, 3), 3)
+    nodes = sum(level_sizes(length, (2, 3)))
+    q, k, v = (torch.randn(2, n, 3, 4, dtype=torch.float64) for n in (length, nodes, nodes))
+    assert plain.is_small(k)
+    found = plain.whole_attention(q, k, v, pyramid)
+    assert_close(found, plain.pyramid_attention(q, k, v, None, pyramid))
+
+
 @pytest.mark.parametrize("form", ["custom gradient", "reference"])
-def test_no_tensor_grows_with_the_square_of_the_steps(form: str) -> None:
+def test_no_tensor_grows_with_the_square_of_the_steps(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain, "_FEW", 0)
     block = attnzoo.build("pyraformer", c=8, heads=1, d_k=2, d_v=2, output="pyramid")
     largest = []
     for steps in (128, 512, 2048, 8192):

@@ -75,7 +75,7 @@ class Change(NamedTuple):
         return self.verdict in ("slower", "larger", "fails")
 
 
-def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
+def interleave(sides: Mapping[str, Burst], tolerance: float, budget: float = BUDGET) -> Timing:
     """The minimum times of `a`, `b` and `null`, sampled in turn until the verdict is decided."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     burst = BURST
@@ -85,10 +85,10 @@ def interleave(sides: Mapping[str, Burst], tolerance: float) -> Timing:
         count = len(found["a"])
         timing = Timing(min(found["a"]), min(found["null"]), min(found["b"]), count)
         spent = count * timing.a
-        if timing.a > BUDGET / LEAST_SAMPLES:
+        if timing.a > budget / LEAST_SAMPLES:
             burst = 1
-        enough = count >= LEAST_SAMPLES or (count >= FEWEST and spent >= BUDGET)
-        most = count >= EXTENDED * LEAST_SAMPLES or spent >= EXTENDED * BUDGET
+        enough = count >= LEAST_SAMPLES or (count >= FEWEST and spent >= budget)
+        most = count >= EXTENDED * LEAST_SAMPLES or spent >= EXTENDED * budget
         if enough and (most or timing.decided(tolerance)):
             return timing
 

@@ -273,6 +273,19 @@ def test_known_variants_are_named(name: str, variant: KnownVariant, prefix: str)
 
 
 @pytest.mark.parametrize(
+    ("name", "variant", "key"),
+    [(n, v, k) for n in attnzoo.names() for v in find(n).known_variants for k in v.lacks],
+)
+def test_a_key_that_a_variant_lacks_tells_it_apart(
+    name: str, variant: KnownVariant, key: str
+) -> None:
+    theirs = {each: torch.zeros(2, 2) for each in (*variant.keys, key)}
+    with pytest.raises(ValueError, match="does not contain the weights") as caught:
+        attnzoo.from_upstream(name, theirs, **find(name).example)
+    assert variant.whose not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "theirs"),
     [
         ("coordatt", attnzoo.build("coordatt", 32).state_dict()),  # of another width

@@ -338,7 +338,9 @@ def plot_attention(
         _draw_plane(axes, shown, picture)
     elif found.kind == "gate" and plane is not None:
         axes.bar(range(len(shown)), shown.numpy())
-        axes.set(xlabel="channel", ylabel="gate")
+        low, high = float(shown.min()), float(shown.max())
+        margin = 0.1 * (high - low) or 0.1
+        axes.set(xlabel="channel", ylabel="gate", ylim=(low - margin, high + margin))
     else:
         _draw_series(axes, shown, picture if plane is None else None)
         axes.set_xlabel("step" if plane is None else "key")

@@ -77,7 +77,10 @@ def link(target: str, page_path: str) -> str:
 
 
 def linked(markdown: str, page_path: str, known: set[str]) -> str:
-    """The Markdown with links of the repository replaced; those that lead nowhere become text."""
+    """The Markdown with links of the repository replaced; those that lead nowhere become text.
+
+    Comments `<!-- on the site: ... -->` are shown: they hold links to generated pages.
+    """
 
     def replaced(match: re.Match[str]) -> str:
         text, target = match[1], match[2]
@@ -91,6 +94,7 @@ def linked(markdown: str, page_path: str, known: set[str]) -> str:
         new = link(target, page_path)
         return f"[{text}]({new})" if new else text
 
+    markdown = re.sub(r"<!-- on the site: (.*?) -->", r"\1", markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", replaced, markdown)
 
 

@@ -145,6 +145,11 @@ def test_links_through_the_repository(target: str, wanted: str) -> None:
     assert generate.linked(f"[text]({target})", "a.md", {"a.md", "insert.md"}) == wanted
 
 
+def test_comments_for_the_site_are_shown() -> None:
+    shown = generate.linked("<!-- on the site: [a](gallery.md) -->", "index.md", {"gallery.md"})
+    assert shown == "[a](gallery.md)"
+
+
 class _Links(HTMLParser):
     """The identifiers of a page, what it links to, and what it loads."""
 

@@ -153,8 +153,12 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in set(sys.modules) - set(before):
-            places = [getattr(sys.modules[name], "__file__", None)]
-            places += [*getattr(sys.modules[name], "__path__", ())]
-            if any(place and Path(place).is_relative_to(folder) for place in places):
-                del sys.modules[name]
+        added = [name for name in sys.modules if name not in before]
+        theirs = [name for name in added if _is_of(folder, sys.modules[name])]
+        for name in theirs:  # after all were looked at: a package's path needs its parent
+            del sys.modules[name]
+
+
+def _is_of(folder: Path, module: ModuleType) -> bool:
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(place and Path(place).is_relative_to(folder) for place in places)

@@ -49,7 +49,7 @@ def _timm_cbam(state: State) -> State:
     return found
 
 
-def _ltae(block: nn.Module, inputs: Inputs) -> Any:
+def _dated(block: nn.Module, inputs: Inputs) -> Any:
     return block(inputs["x"], batch_positions=inputs["positions"])
 
 
@@ -388,7 +388,7 @@ PEERS = (
             "d_model": c["d_model"],
             "T": c["period"],
         },
-        call=_ltae,
+        call=_dated,
     ),
     Peer(
         block="agent",
@@ -485,5 +485,25 @@ PEERS = (
         make=_GatedInception,
         ours={"gated": True, "padding": "valid"},
         axes=(0, 3, 1, 2),
+    ),
+    Peer(
+        block="utae",
+        source="VSainteuf/utae-paps",
+        module="src/backbones/utae.py",
+        name="UTAE",
+        keywords=lambda c: {
+            "input_dim": c["c"],
+            "encoder_widths": list(c["encoder_widths"]),
+            "decoder_widths": list(c["decoder_widths"] or c["encoder_widths"]),
+            "out_conv": list(c["out_conv"]),
+            "agg_mode": c["aggregate"],
+            "encoder_norm": c["norm"],
+            "n_head": c["heads"],
+            "d_model": c["d_model"],
+            "d_k": c["d_k"],
+            "pad_value": c["pad_value"],
+            "padding_mode": c["padding_mode"],
+        },
+        call=_dated,
     ),
 )

@@ -12,7 +12,7 @@ import attnzoo
 from attnzoo.registry import InputSize, find
 
 import peers
-from peer import PACKAGES, MissingPeerError, Peer
+from peer import PACKAGES, MissingPeerError, Peer, _checkout
 from peer_layers import PEERS
 
 LAYER = """
@@ -105,6 +105,15 @@ def test_a_checkout_is_loaded_by_path_and_leaves_no_trace(tmp_path: Path) -> Non
     assert row["version"] == "8cb2669"
     assert sys.path == path
     assert not {name for name in set(sys.modules) - modules if name.startswith("senet")}
+
+
+def test_packages_without_an_init_leave_no_trace_either(tmp_path: Path) -> None:
+    folder = tmp_path / "src" / "parts" / "more"
+    folder.mkdir(parents=True)
+    (folder / "one.py").write_text("from src.parts.more.two import VALUE\n")
+    (folder / "two.py").write_text("VALUE = 2\n")
+    assert _checkout(tmp_path, "src/parts/more/one.py", "owner/name").VALUE == 2
+    assert not {name for name in sys.modules if name.split(".")[0] == "src"}
 
 
 def test_other_arithmetic_is_labeled(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def u_mixformer() -> Task:
 
 
 def unet_tsf() -> Task:
-    net = attnzoo.build("unet_tsf", c=1, length=24, horizon=12)
+    net = attnzoo.build("unet_tsf", c=1, length=24, horizon=12, stages=2)
     phase, t = 6.28 * torch.rand(64, 1), torch.arange(36) / 3
     series = (3 + (t + phase).sin() + 0.5 * (2 * t + phase).cos())[..., None]
     return net, lambda: F.mse_loss(net(series[:, :24]), series[:, 24:])

@@ -31,7 +31,7 @@ def picture(name: str) -> bytes | None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # with seed 0, every hidden unit of se is negative: all gates are 0.5
     layout = find(name).layouts[0]
     figure, axes = pyplot.subplots(figsize=(3.2, 2.15), dpi=100, layout="constrained")
     try:

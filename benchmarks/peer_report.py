@@ -46,7 +46,7 @@ def _heading(rows: Sequence[Row]) -> Iterator[str]:
         first = rows[0]
         yield (
             f"{first['device']}, float32, {first['threads']} threads, torch {first['torch']}, "
-            f"attnzoo {first['attnzoo']}."
+            f"attnzoo {first['attnzoo']}; {first['machine']}. Written by `{first['command']}`."
         )
     yield (
         "Ratios are their time over ours, each the minimum of alternating samples; in brackets the "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import attnzoo
 from attnzoo.bench.compare.interleave import interleave
+from attnzoo.bench.job import device_name
 from attnzoo.bench.timing import sample
 from attnzoo.cost.counter import saved_bytes
 from attnzoo.reference.closeness import half_the_digits, relative_errors, root_mean_square
@@ -185,6 +186,8 @@ def _row(peer: Peer, work: Workload, options: argparse.Namespace) -> dict[str, A
         "config": found.config,
         "shape": {key: list(t.shape) for key, t in found.inputs[0].items()},
         "device": options.device,
+        "machine": device_name(options.device),
+        "command": f"python benchmarks/peers.py --upstream DIR --time {options.time:g}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "attnzoo": attnzoo.__version__,

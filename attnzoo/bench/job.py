@@ -149,7 +149,7 @@ class Job:
             **known,
             **{k: settings[k] for k in ("dtype", "autocast", "channels_last", "mode", "threads")},
             "device": str(torch.device(self.settings.device)),
-            "device_name": _device_name(self.settings.device),
+            "device_name": device_name(self.settings.device),
             "torch": str(torch.__version__),
             "python": platform.python_version(),
             "attnzoo": __version__,
@@ -217,7 +217,8 @@ def _plain(value: Any) -> Any:
 
 
 @functools.cache
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The name of the GPU, or of the processor."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cpus = Path("/proc/cpuinfo")

@@ -37,19 +37,8 @@ from ..ops.precision import downcast, upcast
 from ..registry import Inputs, InputSize, Random, register
 from ..validation import check
 from ..validation.types import Count, Depth, NonNegative, Rate, Width
-from ._clip import (
-    Embedding,
-    Layer,
-    check_sides,
-    check_tokens,
-    clip_keys,
-    image_size_of,
-    last_block,
-    slide,
-    starts,
-    text_logits,
-    texts_of_classes,
-)
+from . import _clip
+from ._clip import Embedding, Layer
 
 
 class SegEarthOV(nn.Module):
@@ -143,7 +132,7 @@ class SegEarthOV(nn.Module):
         check.sequence(y, self.dim, self.proj, name="y")
         if y.ndim != 2:
             raise ValueError(f"y has shape {tuple(y.shape)}; it is text (Q, {self.dim})")
-        known = None if classes is None else texts_of_classes(classes, len(y), background)
+        known = None if classes is None else _clip.texts_of_classes(classes, len(y), background)
         logits = self._of_image(x, y) if self.embedding else self._of_tokens(x, y, guidance)
         if known is None:
             return logits
@@ -154,12 +143,12 @@ class SegEarthOV(nn.Module):
 
     def macs(self, size: InputSize) -> int:
         """Multiply-adds of one sample, of the inputs that the registry makes, and five texts."""
-        height, width = image_size_of(size, self.patch, self.embedding is not None)
+        height, width = _clip.image_size_of(size, self.patch, self.embedding is not None)
         if self.embedding is None or not self.crop:
             return self._macs_of_window(height // self.patch, width // self.patch)
         count, sides = 1, []
         for n in (height, width):
-            count *= len(list(starts(n, self.crop, self.stride)))
+            count *= len(list(_clip.starts(n, self.crop, self.stride)))
             sides.append(-(-min(n, self.crop) // self.patch))
         return count * self._macs_of_window(*sides)
 
@@ -181,10 +170,11 @@ class SegEarthOV(nn.Module):
         check.image(image, 3, self.proj)
         if not self.crop:
             return self._window(image, text)
-        return slide(lambda w: self._window(w, text), image, self.crop, self.stride, self.patch)
+        sides = (self.crop, self.stride, self.patch)
+        return _clip.slide(lambda window: self._window(window, text), image, *sides)
 
     def _window(self, image: Tensor, text: Tensor) -> Tensor:
-        check_sides(image, "x", self.patch)
+        _clip.check_sides(image, "x", self.patch)
         tokens = cast(Embedding, self.embedding)(image)
         return self._of_tokens(tokens, text, image)
 
@@ -193,10 +183,10 @@ class SegEarthOV(nn.Module):
         if guidance is None:
             raise ValueError("guidance is missing: pass the image (B, 3, H, W) of the tokens x")
         check.image(guidance, 3, self.proj, name="guidance")
-        check_sides(guidance, "guidance", self.patch)
+        _clip.check_sides(guidance, "guidance", self.patch)
         check.same_batch(x=x, guidance=guidance)
         grid = (guidance.shape[2] // self.patch, guidance.shape[3] // self.patch)
-        check_tokens(x, grid, guidance)
+        _clip.check_tokens(x, grid, guidance)
         for layer in self.blocks:
             x = layer(x)
         x = self.ln_post(downcast(x, self.ln_post))
@@ -204,7 +194,7 @@ class SegEarthOV(nn.Module):
         features = torch.unflatten(z[:, 1:].mT, 2, grid)
         if self.upsampler is not None:
             features = self.upsampler(features.contiguous(), guidance)
-        logits = text_logits(features, z[:, 0], text, self.global_bias)
+        logits = _clip.text_logits(features, z[:, 0], text, self.global_bias)
         size = guidance.shape[2:]
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
@@ -230,7 +220,7 @@ def clip_head(model: nn.Module, **config: Any) -> SegEarthOV:
         act="quick_gelu" if settings.hidden_act == "quick_gelu" else "gelu",
         **config,
     )
-    found = last_block(model)
+    found = _clip.last_block(model)
     own = net.state_dict()
     net.load_state_dict(own | {key: found[key] for key in found if key in own})
     return net
@@ -239,7 +229,7 @@ def clip_head(model: nn.Module, **config: Any) -> SegEarthOV:
 def inputs(random: Random, size: InputSize, config: Mapping[str, Any]) -> Inputs:
     """An image and five texts; or an image of four times the size, its tokens, and five texts."""
     patch, whole = config["patch"], config["layers"] is not None
-    height, width = image_size_of(size, patch, whole)
+    height, width = _clip.image_size_of(size, patch, whole)
     image, text = random(size.batch, 3, height, width), random(5, config["dim"])
     if whole:
         return {"x": image, "y": text}
@@ -255,5 +245,5 @@ register(
     example={"c": 12, "heads": 3, "dim": 8, "key_dim": 4, "radius": 1, "dropout": 0.0},
     input_size=InputSize(height=12, width=16),
     inputs=inputs,
-    upstream=[clip_keys("*", "*"), *(clip_keys(last, "0") for last in ("31", "23", "11"))],
+    upstream=[_clip.clip_keys(*to) for to in (("*", "*"), ("31", "0"), ("23", "0"), ("11", "0"))],
 )

@@ -81,7 +81,8 @@ def catalogue(language: Language) -> str:
     lines = [head, "|---|---|---|---:|---:|"]
     for name in attnzoo.names():
         record, common = attnzoo.describe(name), facts.common(name)
-        what = sentence(record) if language == "en" else chinese.TITLES[name]
+        translated = chinese.TITLES.get(name) if language == "zh" else None
+        what = translated or sentence(record)
         star = "" if common.standard else "*"
         lines.append(
             f"| `{name}` | {what} | {', '.join(record.layouts)} | "

@@ -117,8 +117,8 @@ def test_generated_tables_are_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text(encoding="utf-8") == tables.updated(path)
 
 
-def test_every_name_has_a_chinese_sentence() -> None:
-    assert sorted(chinese.TITLES) == attnzoo.names()
+def test_chinese_sentences_are_of_names_that_exist() -> None:
+    assert set(chinese.TITLES) <= set(attnzoo.names())
     assert all(re.fullmatch(r".*[\u4e00-\u9fff].*。", text) for text in chinese.TITLES.values())
 
 

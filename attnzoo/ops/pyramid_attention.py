@@ -56,7 +56,7 @@ def _blocked(pyramid: Pyramid, device: torch.device) -> tuple[Tensor]:
     """(S, S), True where a node does not attend to another."""
     index, _ = neighbors(pyramid, device)
     blocked = torch.ones(len(index), len(index), dtype=torch.bool, device=device)
-    return (blocked.scatter(1, index, False),)
+    return (blocked.scatter(1, index, 0),)
 
 
 def _picked(nodes: Tensor, index: Tensor) -> Tensor:

@@ -385,5 +385,6 @@ def _draw_series(axes: Any, shown: Tensor, picture: Any) -> None:
     axes.set_ylabel("weight")
     if picture is not None:
         beside = axes.twinx()
-        beside.plot(steps, torch.as_tensor(picture).flatten()[: len(shown)].numpy(), color="C1")
+        series = torch.as_tensor(picture).flatten()[: len(shown)]  # keys may go beyond its steps
+        beside.plot(range(len(series)), series.numpy(), color="C1")
         beside.set_ylabel("series")

@@ -135,3 +135,17 @@ def test_pictures(name: str) -> None:
         assert len(axes.patches) == {"se": 64, "cbam": 0, "agent": 0, "psa": 0}.get(name, 24)
     finally:
         pyplot.close("all")
+
+
+def test_a_series_may_be_shorter_than_the_keys() -> None:
+    """A pyramid has nodes beyond the steps of the series."""
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot
+
+    block = attnzoo.build("pyraformer", c=8, heads=2, windows=(4,)).eval()
+    axes = attnzoo.plot_attention(block, torch.randn(1, 32, 8), picture=torch.rand(32))
+    try:
+        assert len(axes.patches) == 40
+        assert len(axes.figure.axes[-1].lines[0].get_xdata()) == 32
+    finally:
+        pyplot.close("all")

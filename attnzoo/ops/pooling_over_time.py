@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _torch
 from .precision import upcast
 
 _RUN = 64  # pixels whose series stay in a processor's cache
@@ -49,6 +50,8 @@ def group_norm_over_time(
     """
     if padded is None:
         series = x.flatten(0, 1).mT  # P C T
+        if _torch.transforms_active():  # torch 2.6 cannot ask for the strides of an image there
+            return torch.group_norm(series.contiguous(), groups, eps=eps).mT.reshape(x.shape)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             # As a channels-last image it is not copied, but its variance is that of plain sums.
             full = x.dtype.itemsize >= 4

@@ -27,6 +27,7 @@ _MOVES = frozenset(
         *("reshape", "view", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze"),
         *("unsqueeze", "contiguous", "clone", "to", "float", "double", "type_as", "mT", "T"),
         *("expand", "expand_as", "chunk", "split", "unbind", "__getitem__", "relu", "dropout"),
+        *("view_as", "t"),
     ]
 )
 
@@ -99,8 +100,9 @@ def _one(name: str, found: list[Tensor]) -> Tensor:
     shapes = dict.fromkeys(tuple(one.shape) for one in found)
     if not found:
         raise ValueError(
-            f"{name} has no weights to show: it neither multiplies its input by a gate nor mixes "
-            "values by a softmax; attnzoo.attention_map is for blocks such as 'cbam' or 'agent'"
+            f"{name} has no weights to show: on this input it computes neither a gate that "
+            "multiplies the input nor a softmax over keys whose matrix multiplies values; "
+            "attnzoo.attention_map is for blocks such as 'cbam' or 'agent'"
         )
     if len(shapes) > 1:
         raise ValueError(
@@ -152,8 +154,9 @@ class _Watch(TorchFunctionMode):
         if name in _MOVES:
             self._move(func, args, kwargs, result)
         elif name == "softmax":
-            self._set(self._softmaxes, result, result)
             axis = kwargs.get("dim", args[1] if len(args) > 1 else -1) % result.ndim
+            keys_last = result.mT if result.ndim == 2 and axis == 0 else result
+            self._set(self._softmaxes, result, keys_last)
             if result.ndim > 2 and axis < 2 and result.shape[3:].numel() == 1:
                 self.branches.append(result.flatten(2).movedim(axis, 1))
         elif name in ("matmul", "bmm"):
@@ -174,7 +177,10 @@ class _Watch(TorchFunctionMode):
                 value = moved[i] if several and isinstance(moved, (list, tuple)) else moved
                 self._set(self._factors, tensor, value)
         if isinstance(result, Tensor) and id(source) in self._softmaxes:
-            self._set(self._softmaxes, result, self._softmaxes[id(source)])
+            matrix = self._softmaxes[id(source)]
+            if matrix.ndim == 2 < result.ndim and matrix.shape[1] == result.shape[-1]:
+                matrix = result  # rows of all heads, which now have their axes
+            self._set(self._softmaxes, result, matrix)
         if isinstance(result, Tensor) and id(source) in self._mixed:
             self._set(self._mixed, result, self._mixed[id(source)])
 
@@ -192,6 +198,12 @@ class _Watch(TorchFunctionMode):
         elif self._operands and self._operands[-1] is values:
             at = len(self._operands) - 1
             self.attentions[at] = self.attentions[at] + matrix
+        elif self._operands and _are_heads(self._operands[-1], values):
+            at = len(self._operands) - 1
+            others = self.attentions[at]
+            others = others.unsqueeze(-3) if others.ndim == matrix.ndim else others
+            self.attentions[at] = torch.cat((others, matrix.unsqueeze(-3)), -3)
+            self._operands[at] = values
         else:
             at = len(self._operands)
             self.attentions.append(matrix)
@@ -213,6 +225,12 @@ class _Watch(TorchFunctionMode):
         self._set(self._factors, result, found)
         if self._several and found.ndim and rule is not _times:
             self.mixture = found.expand_as(result)
+
+
+def _are_heads(a: Tensor, b: Tensor) -> bool:
+    """Whether the values are equal parts of one tensor, as those of heads computed in turn."""
+    shared = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return shared and a.shape == b.shape
 
 
 _Known = list[Tensor | None]

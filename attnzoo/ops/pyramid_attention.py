@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .pyramid import Pyramid, neighbors, own_neighbors, tables
 
-_FEW = 2**19  # pairs of nodes, of all heads and samples, up to which a whole matrix is faster
+_FEW = 2**19  # pairs of nodes, of all heads and samples: up to so many a matrix is faster (CPU)
 
 
 def pyramid_attention(
@@ -41,7 +41,8 @@ def pyramid_attention(
 
 def is_small(k: Tensor) -> bool:
     """Whether `whole_attention` is faster for these keys (B, S, H, D)."""
-    return not torch.compiler.is_compiling() and k[..., 0].numel() * k.shape[1] <= _FEW
+    eager = k.device.type == "cpu" and not torch.compiler.is_compiling()
+    return eager and k.shape[:3].numel() * k.shape[1] <= _FEW
 
 
 def whole_attention(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid) -> Tensor:

@@ -10,7 +10,7 @@ from .folding import is_plain
 
 Segments = Sequence[int] | None
 
-_SMALL = 20_480  # numbers of one image up to which torch calls its own convolution
+_SMALL = 20_480  # numbers of one image up to which torch's own convolution serves on the CPU
 
 
 def time_conv(
@@ -28,7 +28,8 @@ def time_conv(
     convolution reads without a copy; the one-dimensional one would make two. A few numbers are one
     image, which torch convolves without a library's overhead.
     """
-    if 0 < x.numel() <= _SMALL and not torch.compiler.is_compiling():
+    few = x.device.type == "cpu" and 0 < x.numel() <= _SMALL
+    if few and not torch.compiler.is_compiling():
         rows = x.permute(2, 0, 1).unsqueeze(0)  # 1 C N T
         y = torch.conv2d(rows, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation))
         return y.squeeze(0).permute(1, 2, 0)

@@ -24,18 +24,20 @@ from .._torch import (
 from .messages import shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Least and largest number of axes and the axis of the channels.
-_LAYOUT_RANKS = {
-    "token": (1, math.inf, -1),
-    "image": (4, 4, -3),
-    "sequence": (2, math.inf, -1),
-    "image_series": (5, 5, -3),
-}
 _LAYOUT_AXES = {
     "token": ("...", "C"),
     "image": ("B", "C", "H", "W"),
     "sequence": ("...", "T", "C"),
     "image_series": ("B", "T", "C", "H", "W"),
+}
+# Least and largest number of axes, and the axis of the channels.
+_LAYOUT_RANKS = {
+    layout: (
+        len(axes) - ("..." in axes),
+        math.inf if "..." in axes else len(axes),
+        axes.index("C") - len(axes),
+    )
+    for layout, axes in _LAYOUT_AXES.items()
 }
 
 
